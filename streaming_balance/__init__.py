@@ -1,0 +1,1 @@
+"""Streaming Balance: exact, fair, resumable class balancing for streams of medical volumes."""

@@ -1,0 +1,1 @@
+"""From patient volumes to shards: layouts, NIfTI and array reading, splits, packing."""

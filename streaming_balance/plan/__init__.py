@@ -1,0 +1,1 @@
+"""Which samples make up each global batch: pure integers, no I/O, no clock, no global state."""
