@@ -1,0 +1,31 @@
+"""Fixtures every part of the test suite shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+SHARED_DATA = PROJECT_ROOT.parent / "shared" / "data"
+
+# A deadline measures the machine, not the code; derandomised runs are the same on every machine.
+settings.register_profile("default", deadline=None, derandomize=True)
+settings.load_profile("default")
+os.environ.setdefault("COLUMNS", "120")
+
+
+@pytest.fixture(scope="session")
+def project_root() -> Path:
+    """The folder that holds pyproject.toml."""
+    return PROJECT_ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data with independently computed expectations, read in place."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"real test data is absent: {SHARED_DATA.name} folder not beside the project")
+    return SHARED_DATA
