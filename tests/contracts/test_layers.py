@@ -43,7 +43,6 @@ PLAN_MAY_IMPORT = frozenset(
         *("hashlib", "json", "re", "struct", "warnings"),
     }
 )
-)
 
 # Where a library may be imported; the empty tuple means nowhere.
 ROOMS: dict[str, tuple[str, ...]] = {
