@@ -36,7 +36,7 @@ def check_seed(seed: object, *, setting: str = "seed") -> int:
     """
     if isinstance(seed, bool | np.bool_) or not hasattr(seed, "__index__"):
         raise ConfigError(f"{setting} is {seed!r}; it must be an integer from 0 to {MAX_SEED}.")
-    number = operator.index(seed)  # type: ignore[call-overload]
+    number = operator.index(seed)
     if not 0 <= number <= MAX_SEED:
         raise ConfigError(f"{setting} is {number}; it must be an integer from 0 to {MAX_SEED}.")
     return int(number)

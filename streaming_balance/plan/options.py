@@ -1,0 +1,177 @@
+"""Checks and messages that all strategies share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+from streaming_balance.errors import ConfigError, did_you_mean
+
+LENGTH_NAMES = ("dataset", "oversample", "undersample")
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "unit": ("patient", "sample", None),
+    "last": ("full", "short", "drop"),
+    "draw": ("quota", "iid"),
+    "empty_class": ("error", "renormalize"),
+}
+
+
+def listed(names: Iterable[object]) -> str:
+    """Write names for a message: `'a', 'b'`.
+
+    Examples:
+        >>> listed(["LGG", "HGG"])
+        "'LGG', 'HGG'"
+    """
+    return ", ".join(repr(name) for name in names)
+
+
+def check_choice(strategy: str, option: str, value: object) -> None:
+    """Refuse a value that is none of the option's choices.
+
+    Raises:
+        ConfigError: names strategy, option, value and choices.
+    """
+    allowed = CHOICES[option]
+    if value not in allowed:
+        hint = did_you_mean(str(value), [str(choice) for choice in allowed])
+        raise ConfigError(f"{strategy}: {option} is {value!r}; allowed: {listed(allowed)}.{hint}")
+
+
+def check_number(
+    value: object, *, setting: str, least: float, most: float, open_below: bool = False
+) -> float:
+    """Give `value` as a number within [least, most], or (least, most] where `open_below`.
+
+    Raises:
+        ConfigError: names the setting, the value and the range.
+
+    Examples:
+        >>> check_number(0.5, setting="alpha", least=0, most=1)
+        0.5
+    """
+    bracket = "(" if open_below else "["
+    wanted = f"it must be a number in {bracket}{least:g}, {most:g}]"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"{setting} is {value!r}; {wanted}.")
+    if value < least or value > most or (open_below and value == least):
+        raise ConfigError(f"{setting} is {value!r}; {wanted}.")
+    return float(value)
+
+
+def check_length(strategy: str, length: object) -> None:
+    """Refuse an epoch length that is neither null, a positive integer nor a known name.
+
+    Raises:
+        ConfigError: names the value and what is allowed.
+    """
+    if length is None or length in LENGTH_NAMES:
+        return
+    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+        raise ConfigError(
+            f"{strategy}: num_samples is {length!r}; use null, a positive integer, or one of "
+            f"{listed(LENGTH_NAMES)}." + did_you_mean(str(length), LENGTH_NAMES)
+        )
+
+
+def exact_decimal(number: float) -> Fraction:
+    """Read a float as the decimal the user wrote: 0.7 is 7/10.
+
+    Examples:
+        >>> exact_decimal(0.7)
+        Fraction(7, 10)
+    """
+    return Fraction(str(number))
+
+
+def is_number(label: object) -> bool:
+    """Say whether a label is a number, or text that reads as one.
+
+    Examples:
+        >>> is_number("10"), is_number("LGG"), is_number("nan")
+        (True, False, False)
+    """
+    try:
+        return math.isfinite(float(str(label)))
+    except ValueError:
+        return False
+
+
+def order_labels(labels: Iterable[Any]) -> list[Any]:
+    """Put labels in class order: by number where all are numbers, else as text.
+
+    Examples:
+        >>> order_labels(["10", "9", "1"]), order_labels(["LGG", "HGG"])
+        (['1', '9', '10'], ['HGG', 'LGG'])
+    """
+    distinct = list(dict.fromkeys(labels))
+    if all(is_number(label) for label in distinct):
+        return sorted(distinct, key=lambda label: (float(str(label)), str(label)))
+    return sorted(distinct, key=str)
+
+
+def named_numbers(
+    setting: str, values: Mapping[Any, Any] | Sequence[Any] | None, *, zero: bool
+) -> dict[str, float] | tuple[float, ...]:
+    """Check weights or shares and freeze them: a mapping by label as text, or a tuple.
+
+    Args:
+        setting: the name to use in messages.
+        values: label -> number, or numbers in class order.
+        zero: whether 0 is a number that makes sense here.
+
+    Raises:
+        ConfigError: nothing given, or a value that is not a finite number in range.
+    """
+    if not values or isinstance(values, str | bytes):
+        raise ConfigError(
+            f"{setting} is {values!r}; it must map labels to numbers, such as {{LGG: 2.8, HGG: 1}}."
+        )
+    pairs = values.items() if isinstance(values, Mapping) else enumerate(values)
+    checked = {}
+    for label, value in pairs:
+        usable = not isinstance(value, bool) and isinstance(value, int | float)
+        if not usable or not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+            bound = ">= 0" if zero else "> 0"
+            raise ConfigError(f"{setting} gives class {label!r} {value!r}; use numbers {bound}.")
+        checked[str(label)] = float(value)
+    if sum(checked.values()) == 0:
+        raise ConfigError(f"{setting} are all 0; at least one class needs a share.")
+    return checked if isinstance(values, Mapping) else tuple(checked.values())
+
+
+def matched(
+    setting: str, named: Mapping[str, float], sizes: Mapping[str, int], *, empty_class: str
+) -> dict[str, float]:
+    """Check that the labels a user named are those of the data, and that none is empty.
+
+    Args:
+        setting: the name to use in messages.
+        named: label -> weight or share, as the user wrote it.
+        sizes: label -> number of units in the data.
+        empty_class: `error`, or `renormalize` to leave classes without samples out.
+
+    Returns:
+        label -> number, in class order, without the empty classes.
+
+    Raises:
+        ConfigError: an unknown label, a label left out, or a class without samples.
+    """
+    there = ", ".join(f"{label!r} ({count})" for label, count in sizes.items())
+    for label in named:
+        if label not in sizes:
+            raise ConfigError(
+                f"{setting} names {label!r}, but no training sample has that label. "
+                f"Labels there: {there}.{did_you_mean(label, sizes)}"
+            )
+    for label, count in sizes.items():
+        if label not in named:
+            raise ConfigError(f"{setting} leaves out {label!r}. Labels there: {there}.")
+        if not count and named[label] > 0 and empty_class == "error":
+            raise ConfigError(
+                f"{setting} gives class {label!r} {named[label]:g}, but it has no training sample. "
+                f"Labels there: {there}. Add samples, or set empty_class: renormalize."
+            )
+    return {label: named[label] for label, count in sizes.items() if count}

@@ -1,0 +1,213 @@
+"""Whose turn it is: an endless chain of passes over the members of one class.
+
+Ordinal j since the start of the run is place j mod n of pass j // n, so at any moment two members
+have had equally many turns, give or take one. What happens at the seam between two passes decides
+whether a member can come twice in quick succession:
+
+* where twice the window fits into a pass, the first places of a pass are reordered so that whoever
+  came last waits (`seam`);
+* elsewhere the members keep to fixed groups of consecutive places and change places only inside
+  their group (`groups`), which bounds how far a turn can move.
+
+Either way any window of d consecutive draws holds a member at most ceil(d / n) times.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaming_balance.plan.keys import stream_key
+from streaming_balance.plan.permutation import (
+    EXACT_LIMIT,
+    FeistelPermutation,
+    shuffled,
+    sort_keys,
+)
+
+# A seam is repaired member by member; longer windows use groups, which cost nothing.
+SEAM_LIMIT = 4096
+BLOCK_PLACES = 4096
+CACHED_BLOCKS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spacing:
+    """How far apart the turns of one member are kept."""
+
+    group: int
+    """Members per fixed group of consecutive places; the class size when all may mix."""
+    window: int
+    """Draws at the seam that are kept free of repeats by reordering; 1 leaves the seam alone."""
+
+
+def spacing_for(size: int, windows: Iterable[int]) -> Spacing:
+    """Choose the freest order in which every window of d draws repeats nobody needlessly.
+
+    Args:
+        size: members of the class, n >= 1.
+        windows: the numbers d of consecutive draws that must hold a member at most ceil(d / n)
+            times: the most a batch asks for, and what an epoch without repeats asks for.
+
+    Returns:
+        A seam repair where the longest window fits twice into a pass, else fixed groups: two turns
+        of a member in passes p and p + c lie at least c n - (g - 1) draws apart, and with
+        d = (c - 1) n + b that reaches d for groups of g = n - b + 1.
+
+    Examples:
+        >>> spacing_for(75, [4])
+        Spacing(group=75, window=4)
+        >>> spacing_for(5, [4])
+        Spacing(group=2, window=1)
+    """
+    lengths = [max(1, length) for length in windows] or [1]
+    longest = max(lengths)
+    if size >= 2 * longest - 1 and longest <= SEAM_LIMIT:
+        return Spacing(group=size, window=longest)
+    return Spacing(group=min(size - (length - 1) % size for length in lengths), window=1)
+
+
+class Rotation:
+    """The turns of one class.
+
+    Args:
+        seed: the run's seed.
+        label: the class's name; other classes do not enter, so adding one changes nothing here.
+        size: number of members n >= 1.
+        hashes: gives the `(n,)` member hashes; asked once, and only up to `EXACT_LIMIT` members.
+        spacing: how far apart turns are kept.
+    """
+
+    __slots__ = ("_blocks", "_hashes", "_hashes_of", "_label", "_seed", "size", "spacing")
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        label: str,
+        size: int,
+        hashes: Callable[[], NDArray[np.uint64]],
+        spacing: Spacing,
+    ) -> None:
+        self.size, self.spacing = size, spacing
+        self._seed, self._label = seed, label
+        self._hashes_of, self._hashes = hashes, None if size > EXACT_LIMIT else hashes()
+        self._blocks: OrderedDict[tuple[str, int, int], NDArray[np.int64]] = OrderedDict()
+
+    def take(self, start: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Give the draws with ordinals `start` to `start + count - 1`.
+
+        Returns:
+            `(count,)` members, and `(count,)` how many turns each had before: its pass.
+        """
+        members, turns = [], []
+        while count:
+            pass_number, place = divmod(start, self.size)
+            here = min(count, self.size - place)
+            members.append(self._places(pass_number, place, here))
+            turns.append(np.full(here, pass_number, dtype=np.int64))
+            start, count = start + here, count - here
+        if not members:
+            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        return np.concatenate(members), np.concatenate(turns)
+
+    def turns_before(self, ordinal: int) -> NDArray[np.int64]:
+        """Count each member's turns among the first `ordinal` draws: `(n,)`."""
+        passes, place = divmod(ordinal, self.size)
+        turns = np.full(self.size, passes, dtype=np.int64)
+        if place:
+            turns[self._places(passes, 0, place)] += 1
+        return turns
+
+    def _places(self, pass_number: int, start: int, count: int) -> NDArray[np.int64]:
+        """Give the members at consecutive places of one pass, seam repaired."""
+        window = min(self.spacing.window, self.size)
+        if pass_number == 0 or window < 2 or start >= window:
+            return self._raw(pass_number, start, count)
+        head = self._block("head", pass_number, 0)[start : start + count]
+        rest = count - len(head)
+        if not rest:
+            return head
+        return np.concatenate([head, self._raw(pass_number, window, rest)])
+
+    def _repaired_head(self, pass_number: int) -> NDArray[np.int64]:
+        """Reorder the first places of a pass so that the last of the pass before wait."""
+        window = self.spacing.window
+        head = self._raw(pass_number, 0, window).tolist()
+        tail = self._raw(pass_number - 1, self.size - window + 1, window - 1).tolist()
+        # Who stood i places from the end may come again at place window - 1 - i, not before.
+        earliest = {member: number + 1 for number, member in enumerate(tail)}
+        waiting: list[list[int]] = [[] for _ in range(window)]
+        for place, member in enumerate(head):
+            waiting[earliest.get(member, 0)].append(place)
+        ready: list[int] = []
+        order = []
+        for place in range(window):
+            for raw_place in waiting[place]:
+                heapq.heappush(ready, raw_place)
+            order.append(head[heapq.heappop(ready)])
+        return np.array(order, dtype=np.int64)
+
+    def _raw(self, pass_number: int, start: int, count: int) -> NDArray[np.int64]:
+        """Give the members at consecutive places of one pass before the seam is repaired."""
+        if self.size <= EXACT_LIMIT:
+            return self._block("pass", pass_number, 0)[start : start + count]
+        first, last = start // BLOCK_PLACES, (start + count - 1) // BLOCK_PLACES
+        if last - first >= CACHED_BLOCKS:
+            return self._distant(pass_number, np.arange(start, start + count, dtype=np.int64))
+        blocks = [self._block("pass", pass_number, number) for number in range(first, last + 1)]
+        offset = start - first * BLOCK_PLACES
+        return np.concatenate(blocks)[offset : offset + count]
+
+    def _block(self, kind: str, pass_number: int, number: int) -> NDArray[np.int64]:
+        """Give a piece of a pass, computed once while it is in use."""
+        name = (kind, pass_number, number)
+        block = self._blocks.get(name)
+        if block is None:
+            block = self._compute(kind, pass_number, number)
+            block.flags.writeable = False
+            self._blocks[name] = block
+            while len(self._blocks) > CACHED_BLOCKS:
+                self._blocks.popitem(last=False)
+        return block
+
+    def _compute(self, kind: str, pass_number: int, number: int) -> NDArray[np.int64]:
+        """Compute a repaired head, a whole exact pass, or a block of a large one."""
+        if kind == "head":
+            return self._repaired_head(pass_number)
+        if self._hashes is not None:
+            return self._exact_pass(pass_number, self._hashes)
+        stop = min(self.size, (number + 1) * BLOCK_PLACES)
+        return self._distant(pass_number, np.arange(number * BLOCK_PLACES, stop, dtype=np.int64))
+
+    def _exact_pass(self, pass_number: int, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Shuffle all members, or the members of each fixed group among themselves."""
+        key = stream_key(self._seed, "order", self._label, pass_number)
+        group = self.spacing.group
+        if group >= self.size:
+            return shuffled(key, hashes)
+        seats = shuffled(stream_key(self._seed, "groups", self._label), hashes)
+        groups = np.arange(self.size) // group
+        return seats[np.lexsort((sort_keys(key, hashes[seats]), groups))]
+
+    def _distant(self, pass_number: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Permute single places of a class too large to sort."""
+        group = self.spacing.group
+        if group >= self.size:
+            key = stream_key(self._seed, "order", self._label, pass_number)
+            return FeistelPermutation(self.size, key=key)(places)
+        seats = np.empty_like(places)
+        for number in np.unique(places // group).tolist():
+            inside = places // group == number
+            start = number * group
+            length = min(group, self.size - start)
+            key = stream_key(self._seed, "order", self._label, pass_number, number)
+            seats[inside] = start + FeistelPermutation(length, key=key)(places[inside] - start)
+        return FeistelPermutation(self.size, key=stream_key(self._seed, "groups", self._label))(
+            seats
+        )
