@@ -15,7 +15,7 @@ from streaming_balance.errors import ConfigError, SplitError
 from streaming_balance.plan.keys import check_seed, stream_key
 
 # Split names become file names ("train-000000.tar"), so they stay plain.
-SPLIT_NAME = re.compile(r"[A-Za-z0-9_]+")
+SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # Fractions written as decimals rarely sum to exactly 1: three thirds may be written 0.333.
 FRACTION_SUM_TOLERANCE = Fraction(1, 500)
 KNOWN_ORDER = ("train", "val", "valid", "validation", "test")
@@ -46,7 +46,7 @@ def parse_fractions(split: str | Mapping[str, float | Fraction]) -> dict[str, Fr
     for name, value in pairs:
         if not isinstance(name, str) or not SPLIT_NAME.fullmatch(name):
             raise ConfigError(
-                f"split has the name {name!r}; a name is made of letters, digits and '_'."
+                f"split has the name {name!r}; a name is 1 to 64 letters, digits, '_' or '-'."
             )
         if name in fractions:
             raise ConfigError(f"split names {name!r} twice; give each split one fraction.")
