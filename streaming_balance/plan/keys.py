@@ -76,8 +76,8 @@ def _payload(part: int | str | bytes) -> bytes:
     return part
 
 
-def words(key: int, count: int) -> NDArray[np.uint64]:
-    """Give the first `count` raw 64-bit words of a stream.
+def words(key: int, count: int, *, first_block: int = 0) -> NDArray[np.uint64]:
+    """Give `count` raw 64-bit words of a stream.
 
     Raw Philox words are the only thing taken from numpy's generators: their methods may change
     between releases, the raw words may not.
@@ -85,6 +85,7 @@ def words(key: int, count: int) -> NDArray[np.uint64]:
     Args:
         key: a 128-bit key from `stream_key`.
         count: how many words, at least 0.
+        first_block: where to start, in blocks of four words.
 
     Returns:
         `(count,)` words, uniform on [0, 2**64).
@@ -93,10 +94,11 @@ def words(key: int, count: int) -> NDArray[np.uint64]:
         Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011 (Philox 4x64-10).
 
     Examples:
-        >>> bool((words(7, 4)[:2] == words(7, 2)).all())
+        >>> bool((words(7, 8)[4:] == words(7, 4, first_block=1)).all())
         True
     """
-    return np.asarray(np.random.Philox(key=key).random_raw(count), dtype=np.uint64)
+    generator = np.random.Philox(key=key, counter=first_block)
+    return np.asarray(generator.random_raw(count), dtype=np.uint64)
 
 
 def name_hashes(names: NDArray[np.str_]) -> NDArray[np.uint64]:

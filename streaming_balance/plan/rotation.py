@@ -69,7 +69,9 @@ def spacing_for(size: int, windows: Iterable[int]) -> Spacing:
     longest = max(lengths)
     if size >= 2 * longest - 1 and longest <= SEAM_LIMIT:
         return Spacing(group=size, window=longest)
-    return Spacing(group=min(size - (length - 1) % size for length in lengths), window=1)
+    widest = min(size - (length - 1) % size for length in lengths)
+    # Groups of even size: 210 members in groups of at most 68 are better as 53 + 53 + 53 + 51.
+    return Spacing(group=-(-size // -(-size // widest)), window=1)
 
 
 class Rotation:
@@ -96,7 +98,8 @@ class Rotation:
     ) -> None:
         self.size, self.spacing = size, spacing
         self._seed, self._label = seed, label
-        self._hashes_of, self._hashes = hashes, None if size > EXACT_LIMIT else hashes()
+        self._hashes_of = hashes
+        self._hashes: NDArray[np.uint64] | None = None
         self._blocks: OrderedDict[tuple[str, int, int], NDArray[np.int64]] = OrderedDict()
 
     def take(self, start: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -180,7 +183,9 @@ class Rotation:
         """Compute a repaired head, a whole exact pass, or a block of a large one."""
         if kind == "head":
             return self._repaired_head(pass_number)
-        if self._hashes is not None:
+        if self.size <= EXACT_LIMIT:
+            if self._hashes is None:
+                self._hashes = self._hashes_of()
             return self._exact_pass(pass_number, self._hashes)
         stop = min(self.size, (number + 1) * BLOCK_PLACES)
         return self._distant(pass_number, np.arange(number * BLOCK_PLACES, stop, dtype=np.int64))

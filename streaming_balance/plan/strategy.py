@@ -42,7 +42,7 @@ class Strategy(ABC):
     last: str = "full"
     """The last batch of an epoch: `full`, `short` or `drop`."""
     num_samples: int | str | None = None
-    """Draws per epoch: a number, `dataset` (N), `oversample` (K n_max) or `undersample` (K n_min)."""
+    """Draws per epoch: a number, `dataset` N, `oversample` K n_max, or `undersample` K n_min."""
     draw: str = "quota"
     """`quota` for exact batches, `iid` for literal independent weighted draws."""
     replacement: bool = True
@@ -59,6 +59,11 @@ class Strategy(ABC):
                 f"{self.name}: replacement is {self.replacement!r}; use true or false."
             )
         check_length(self.name, self.num_samples)
+        if self.draw == "iid" and not self.replacement:
+            raise ConfigError(
+                f"{self.name}: draw: iid draws with replacement; drop replacement: false, or use "
+                f"draw: quota."
+            )
 
     def target(self, sizes: Sizes) -> Target:
         """Give shares and length for classes of these sizes.

@@ -1,0 +1,471 @@
+"""The plan: for any epoch and step, which samples make the global batch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import operator
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from streaming_balance.errors import ConfigError, did_you_mean
+from streaming_balance.plan.draws import Draws, QuotaDraws, used_members
+from streaming_balance.plan.independent import IndependentDraws
+from streaming_balance.plan.keys import check_seed, stream_key
+from streaming_balance.plan.members import ClassTable, class_codes, class_table, sized_table
+from streaming_balance.plan.options import listed
+from streaming_balance.plan.ranks import check_ranks, rank_slots
+from streaming_balance.plan.shape import EpochShape
+from streaming_balance.plan.strategies import parse_strategy
+from streaming_balance.plan.strategy import Strategy
+
+PLAN_VERSION = 1
+
+Balance = str | Mapping[str, Any] | Strategy | None
+
+
+class LabelledSplits(Protocol):
+    """What a plan needs of a data set: class numbers, patients and keys per split."""
+
+    @property
+    def classes(self) -> list[str]:
+        """Labels in class order."""
+        ...
+
+    def labels(self, split: str) -> NDArray[np.int64]:
+        """`(N,)` class number of every sample."""
+        ...
+
+    def patients(self, split: str) -> NDArray[np.str_]:
+        """`(N,)` patient of every sample."""
+        ...
+
+    def keys(self, split: str) -> NDArray[np.str_]:
+        """`(N,)` key of every sample."""
+        ...
+
+
+class BalancedPlan:
+    """Which samples make each global batch: a frozen value, a pure function of (epoch, step).
+
+    Build one with `from_labels`, `for_shards` or `from_class_sizes`. A plan holds no position and
+    no generator; asking for any batch, in any order, from any thread, gives the same members.
+
+    Examples:
+        Two classes of BraTS 2018 size; every batch of 8 holds 4 and 4.
+
+        >>> labels = ["LGG"] * 75 + ["HGG"] * 210
+        >>> plan = BalancedPlan.from_labels(labels, global_batch_size=8, seed=42)
+        >>> plan.classes, plan.num_steps(0), plan.quotas(0, 17).tolist()
+        (['HGG', 'LGG'], 36, [4, 4])
+        >>> len(plan.batch(0, 0)), len(plan.rank_batch(0, 0, rank=1, num_ranks=3))
+        (8, 3)
+    """
+
+    __slots__ = (
+        "_draws",
+        "_settings",
+        "_shape",
+        "_target",
+        "classes",
+        "digest",
+        "global_batch_size",
+        "guarantees",
+        "num_samples",
+        "seed",
+        "sizes",
+        "strategy",
+        "unit",
+    )
+
+    classes: list[Any]
+    """Labels in class order."""
+    digest: str
+    """Hash of samples, patients, labels and settings; equal digests mean equal batches."""
+    global_batch_size: int
+    """Samples in a full global batch, over all ranks."""
+    guarantees: Mapping[str, bool]
+    """Which promises this plan keeps."""
+    num_samples: int
+    """Samples in the split, N."""
+    seed: int
+    """The run's seed."""
+    sizes: Mapping[Any, int]
+    """Label -> number of units, in class order."""
+    strategy: Strategy
+    """What shares are asked for."""
+    unit: str
+    """What a class cycles over: `patient` or `sample`."""
+
+    def __init__(
+        self,
+        table: ClassTable,
+        *,
+        strategy: Strategy,
+        seed: int,
+        global_batch_size: int,
+        settings: Mapping[str, Any],
+    ) -> None:
+        self.strategy, self.seed = strategy, check_seed(seed)
+        self.global_batch_size = _check_batch_size(global_batch_size)
+        self.classes, self.num_samples = list(table.classes), table.num_samples
+        self.sizes = MappingProxyType(
+            {
+                label: members.size
+                for label, members in zip(table.classes, table.members, strict=True)
+            }
+        )
+        self.unit = "patient" if table.by_patient else "sample"
+        self._target = strategy.target(table.sizes)
+        self._shape = EpochShape(self._target, strategy, global_batch_size=self.global_batch_size)
+        self._draws = self._make_draws(table)
+        self.guarantees = MappingProxyType(_guarantees(strategy, table))
+        self._settings = {
+            "version": PLAN_VERSION,
+            "balance": strategy.settings(),
+            "seed": self.seed,
+            "global_batch_size": self.global_batch_size,
+            **settings,
+        }
+        text = json.dumps([self._settings, table.digest], sort_keys=True)
+        self.digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    @classmethod
+    def from_labels(
+        cls,
+        labels: ArrayLike,
+        *,
+        global_batch_size: int,
+        balance: Balance = "class_balanced",
+        seed: int = 0,
+        patients: ArrayLike | None = None,
+        strata: ArrayLike | None = None,
+    ) -> BalancedPlan:
+        """Plan over a list of labels; sample numbers are positions in it.
+
+        Args:
+            labels: `(N,)` one label per sample: numbers or text.
+            global_batch_size: samples in a global batch, over all ranks, at least 1.
+            balance: a strategy's name, a mapping with `name` and options, a strategy value, or
+                None for the natural order.
+            seed: integer in [0, 2**64 - 1].
+            patients: `(N,)` patient of every sample; a class then cycles over patients.
+            strata: reserved for joint balancing.
+
+        Raises:
+            ConfigError: a value above is out of its range, or does not fit the labels.
+
+        Examples:
+            >>> plan = BalancedPlan.from_labels([0, 0, 0, 1], global_batch_size=2)
+            >>> plan.quotas(0, 0).tolist()
+            [1, 1]
+        """
+        if strata is not None:
+            raise ConfigError(
+                "strata is given, but joint balancing over strata is not part of this version; "
+                "balance over labels that join both, such as 'LGG/site1'."
+            )
+        codes, classes = class_codes(labels)
+        owners = None if patients is None else np.asarray(patients).astype(np.str_)
+        if owners is not None and owners.shape != codes.shape:
+            raise ConfigError(
+                f"patients has shape {owners.shape} for {len(codes)} labels; give one per sample."
+            )
+        strategy = parse_strategy(balance)
+        table = class_table(
+            codes,
+            classes=classes,
+            patients=owners,
+            keys=None,
+            excluded=None,
+            by_patient=owners is not None and _wants_patients(strategy),
+        )
+        return cls(
+            table,
+            strategy=strategy,
+            seed=seed,
+            global_batch_size=global_batch_size,
+            settings={},
+        )
+
+    @classmethod
+    def for_shards(
+        cls,
+        shards: LabelledSplits,
+        *,
+        global_batch_size: int,
+        balance: Balance = "class_balanced",
+        seed: int = 0,
+        split: str = "train",
+        exclude: Iterable[str] = (),
+    ) -> BalancedPlan:
+        """Plan over a split of a packed data set; sample numbers are rows of its sample table.
+
+        Args:
+            shards: an opened data set.
+            global_batch_size: samples in a global batch, over all ranks, at least 1.
+            balance: as in `from_labels`.
+            seed: integer in [0, 2**64 - 1].
+            split: name of the split.
+            exclude: sample keys or patient ids to leave out; the others keep their order.
+
+        Raises:
+            ConfigError: a value above is out of its range, or does not fit the data.
+        """
+        strategy = parse_strategy(balance)
+        patients, keys = shards.patients(split), shards.keys(split)
+        left_out = sorted(set(exclude))
+        table = class_table(
+            shards.labels(split),
+            classes=shards.classes,
+            patients=patients,
+            keys=keys,
+            excluded=_excluded(left_out, patients, keys) if left_out else None,
+            by_patient=_wants_patients(strategy),
+        )
+        return cls(
+            table,
+            strategy=strategy,
+            seed=seed,
+            global_batch_size=global_batch_size,
+            settings={"split": split, "exclude": left_out},
+        )
+
+    @classmethod
+    def from_class_sizes(
+        cls,
+        sizes: Mapping[Any, int],
+        *,
+        global_batch_size: int,
+        balance: Balance = "class_balanced",
+        seed: int = 0,
+    ) -> BalancedPlan:
+        """Plan over classes known by their sizes alone, however large.
+
+        Args:
+            sizes: label -> number of samples; sample numbers run through the classes in this order.
+            global_batch_size: samples in a global batch, over all ranks, at least 1.
+            balance: as in `from_labels`.
+            seed: integer in [0, 2**64 - 1].
+
+        Raises:
+            ConfigError: a value above is out of its range.
+
+        Examples:
+            >>> sizes = {"common": 900_000_000, "rare": 99_000_000, "rarest": 1_000_000}
+            >>> plan = BalancedPlan.from_class_sizes(sizes, global_batch_size=6)
+            >>> plan.quotas(3, 123_456).tolist()
+            [2, 2, 2]
+        """
+        return cls(
+            sized_table(sizes),
+            strategy=parse_strategy(balance),
+            seed=seed,
+            global_batch_size=global_batch_size,
+            settings={},
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The plan's settings in clear, as plain values: enough to build it again."""
+        settings: dict[str, Any] = json.loads(json.dumps(self._settings))
+        return settings
+
+    @property
+    def shares(self) -> dict[Any, float]:
+        """Label -> target share, in class order."""
+        return dict(zip(self.classes, map(float, self._target.shares), strict=True))
+
+    def num_steps(self, epoch: int) -> int:
+        """Count the global batches of an epoch."""
+        _check_epoch(epoch)
+        return self._shape.num_steps
+
+    def batch_size(self, epoch: int, step: int) -> int:
+        """Count the samples of a global batch; only a short last batch differs."""
+        return self._shape.size_of(self._check_step(epoch, step))
+
+    def quotas(self, epoch: int, step: int) -> NDArray[np.int64]:
+        """Count the samples of each class in a global batch.
+
+        Returns:
+            `(K,)` counts in class order.
+
+        Raises:
+            IndexError: the epoch has no such step.
+        """
+        return self._draws.quotas(epoch, self._check_step(epoch, step))
+
+    def batch(self, epoch: int, step: int) -> NDArray[np.int64]:
+        """List the members of a global batch, class by class in a keyed order.
+
+        Args:
+            epoch: at least 0.
+            step: in [0, num_steps(epoch)).
+
+        Returns:
+            `(B,)` sample numbers; the position of a sample here is its slot.
+
+        Raises:
+            IndexError: the epoch has no such step.
+        """
+        drawn = self._draws.members_of(epoch, self._check_step(epoch, step))
+        keys = [stream_key(self.seed, "dealing", epoch, str(label)) for label in self.classes]
+        order = sorted(range(len(drawn)), key=keys.__getitem__)
+        return np.concatenate([drawn[number] for number in order])
+
+    def rank_slots(self, epoch: int, step: int, *, rank: int, num_ranks: int) -> NDArray[np.int64]:
+        """List the slots of a global batch that fall to one rank, in delivery order.
+
+        Raises:
+            IndexError: the epoch has no such step.
+            ConfigError: no such rank, or more ranks than samples.
+        """
+        size = self.batch_size(epoch, step)
+        check_ranks(rank, num_ranks, global_batch_size=size)
+        key = stream_key(self.seed, "ranks", epoch, step)
+        return rank_slots(size, rank=rank, num_ranks=num_ranks, key=key)
+
+    def rank_batch(self, epoch: int, step: int, *, rank: int, num_ranks: int) -> NDArray[np.int64]:
+        """List one rank's part of a global batch.
+
+        Args:
+            epoch: at least 0.
+            step: in [0, num_steps(epoch)).
+            rank: data-parallel rank in [0, num_ranks).
+            num_ranks: number of data-parallel ranks, at most the global batch size.
+
+        Returns:
+            `(b,)` sample numbers; the parts of all ranks together are `batch(epoch, step)`.
+
+        Raises:
+            IndexError: the epoch has no such step.
+            ConfigError: no such rank, or more ranks than samples.
+        """
+        slots = self.rank_slots(epoch, step, rank=rank, num_ranks=num_ranks)
+        return self.batch(epoch, step)[slots]
+
+    def exposure(self, epoch: int, step: int) -> NDArray[np.int64]:
+        """Count how often each sample was delivered from the start of the run to a step.
+
+        Args:
+            epoch: at least 0.
+            step: in [0, num_steps(epoch)]; that step's own batch is not counted.
+
+        Returns:
+            `(N,)` deliveries per sample number.
+
+        Raises:
+            IndexError: the epoch has no such step.
+        """
+        if step != self.num_steps(epoch):
+            step = self._check_step(epoch, step)
+        return self._draws.exposure(epoch, step)
+
+    def prior_shift(self) -> dict[Any, float]:
+        """Give the factor from training prior back to natural prior, per class.
+
+        Multiply predicted probabilities by it and normalise to undo what balancing did to them.
+
+        Returns:
+            Label -> natural share / training share; classes that are never drawn are left out.
+
+        Source:
+            Saerens, Latinne and Decaestecker, Neural Computation 2002.
+        """
+        total = sum(self.sizes.values())
+        return {
+            label: self.sizes[label] / total / share
+            for label, share in self.shares.items()
+            if share
+        }
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BalancedPlan) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{label}: {size}" for label, size in self.sizes.items())
+        return (
+            f"BalancedPlan({self.strategy.name}, {{{sizes}}}, "
+            f"global_batch_size={self.global_batch_size}, seed={self.seed})"
+        )
+
+    def _make_draws(self, table: ClassTable) -> Draws:
+        """Choose exact or independent draws."""
+        members = used_members(table, self.strategy, self.seed)
+        if self.strategy.draw == "iid":
+            return IndependentDraws(
+                members,
+                num_samples=table.num_samples,
+                shares=np.array(self._target.shares, dtype=np.float64),
+                seed=self.seed,
+                shape=self._shape,
+            )
+        return QuotaDraws(
+            members,
+            num_samples=table.num_samples,
+            strategy=self.strategy,
+            seed=self.seed,
+            shape=self._shape,
+            target=self._target,
+        )
+
+    def _check_step(self, epoch: int, step: int) -> int:
+        """Give `step` as a plain integer if the epoch has it."""
+        number, steps = operator.index(step), self.num_steps(epoch)
+        if not 0 <= number < steps:
+            raise IndexError(f"epoch {epoch} has steps 0 to {steps - 1}; step {number} is none.")
+        return number
+
+
+def _check_epoch(epoch: int) -> None:
+    """Refuse a negative epoch."""
+    if operator.index(epoch) < 0:
+        raise IndexError(f"epoch is {epoch}; epochs count from 0.")
+
+
+def _check_batch_size(size: int) -> int:
+    """Give the global batch size as a plain integer of at least 1."""
+    if isinstance(size, bool) or not hasattr(size, "__index__") or operator.index(size) < 1:
+        raise ConfigError(f"global_batch_size is {size!r}; it must be an integer of at least 1.")
+    return operator.index(size)
+
+
+def _wants_patients(strategy: Strategy) -> bool:
+    """Say whether classes cycle over patients under this strategy."""
+    return (strategy.unit or strategy.default_unit) == "patient"
+
+
+def _excluded(
+    names: list[str], patients: NDArray[np.str_], keys: NDArray[np.str_]
+) -> NDArray[np.bool_]:
+    """Mark the samples a user named by key or by patient."""
+    known = np.isin(names, keys) | np.isin(names, patients)
+    if not known.all():
+        unknown = [name for name, found in zip(names, known.tolist(), strict=True) if not found]
+        raise ConfigError(
+            f"exclude names {listed(unknown[:5])}, which is neither a sample key nor a patient of "
+            f"the split.{did_you_mean(unknown[0], keys.tolist())}"
+        )
+    return np.asarray(np.isin(keys, names) | np.isin(patients, names))
+
+
+def _guarantees(strategy: Strategy, table: ClassTable) -> dict[str, bool]:
+    """Say which promises a strategy keeps on these classes."""
+    exact = strategy.draw == "quota"
+    fair = exact and (table.by_patient or table.one_sample_each)
+    return {
+        "exact_quotas": exact,
+        "fair_exposure": fair,
+        "no_twin_in_a_batch": fair,
+        "elastic": True,
+        "resumable": True,
+        "auditable": True,
+    }

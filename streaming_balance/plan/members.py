@@ -1,0 +1,346 @@
+"""Who belongs to each class: units (patients or samples) and the samples they own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from streaming_balance.errors import ConfigError
+from streaming_balance.plan.keys import name_hashes, stream_key
+from streaming_balance.plan.options import listed, order_labels
+from streaming_balance.plan.permutation import EXACT_LIMIT, mix64, sort_keys
+
+PATIENTS_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassMembers:
+    """The units of one class, in the order of their sample numbers."""
+
+    label: str
+    """The class's name as text; random streams are keyed by it."""
+    size: int
+    """Number of units n_c."""
+    first: int
+    """First sample number, where the samples are a plain range."""
+    samples: NDArray[np.int64] | None
+    """`(m,)` sample numbers grouped by unit; None where they are `first, first + 1, ...`."""
+    starts: NDArray[np.int64] | None
+    """`(n_c + 1,)` where each unit's samples start; None where every unit is one sample."""
+    names: NDArray[np.str_] | None
+    """`(n_c,)` patient ids or sample keys; None where sample numbers are the names."""
+
+    def hashes(self) -> NDArray[np.uint64]:
+        """Hash every unit by its own name: `(n_c,)`."""
+        if self.names is not None:
+            return name_hashes(self.names)
+        return mix64(self.pick_first(np.arange(self.size, dtype=np.int64)).astype(np.uint64))
+
+    def pick_first(self, units: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Give the first sample number of each unit."""
+        places = units if self.starts is None else self.starts[units]
+        return places + self.first if self.samples is None else self.samples[places]
+
+    def pick(self, units: NDArray[np.int64], turns: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Give the sample each unit shows at its next turn.
+
+        Args:
+            units: `(m,)` units.
+            turns: `(m,)` how many turns the unit had before; its samples take turns.
+
+        Returns:
+            `(m,)` sample numbers.
+        """
+        if self.starts is None or self.samples is None:
+            return self.pick_first(units)
+        start = self.starts[units]
+        owned = self.starts[units + 1] - start
+        return self.samples[start + (self._first_shown(units) + turns) % owned]
+
+    def spread(self, turns: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
+        """Add each unit's `turns` to `counts`, per sample number.
+
+        Args:
+            turns: `(n_c,)` turns every unit has had.
+            counts: `(N,)` deliveries per sample; added to in place.
+        """
+        units = np.arange(self.size, dtype=np.int64)
+        if self.starts is None or self.samples is None:
+            counts[self.pick_first(units)] += turns
+            return
+        owned = np.diff(self.starts)
+        shown = np.repeat(self._first_shown(units), owned)
+        turns_here, owned_here = np.repeat(turns, owned), np.repeat(owned, owned)
+        place = np.arange(len(self.samples)) - np.repeat(self.starts[:-1], owned)
+        # Sample i of a unit that starts with sample o comes at turns r, r + owned, ..., r = i - o.
+        wait = (place - shown) % owned_here
+        counts[self.samples] += (turns_here - wait + owned_here - 1) // owned_here
+
+    def subset(self, units: NDArray[np.int64]) -> ClassMembers:
+        """Keep only some units, in ascending order."""
+        starts = np.arange(self.size + 1, dtype=np.int64) if self.starts is None else self.starts
+        owned = starts[units + 1] - starts[units]
+        new_starts = np.concatenate([[0], np.cumsum(owned)]).astype(np.int64)
+        places = np.arange(new_starts[-1]) + np.repeat(starts[units] - new_starts[:-1], owned)
+        samples = places + self.first if self.samples is None else self.samples[places]
+        return ClassMembers(
+            label=self.label,
+            size=len(units),
+            first=0,
+            samples=np.asarray(samples, dtype=np.int64),
+            starts=None if self.starts is None else new_starts,
+            names=None if self.names is None else self.names[units],
+        )
+
+    def _first_shown(self, units: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Choose the sample each unit starts with: by its name, not always the first image."""
+        if self.names is not None:
+            hashes = name_hashes(self.names[units])
+        else:
+            hashes = mix64(self.pick_first(units).astype(np.uint64))
+        # Half the range leaves room to add a number of turns without overflow.
+        return (hashes >> np.uint64(2)).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassTable:
+    """All classes of one split, and a digest of everything that shapes a plan."""
+
+    classes: tuple[Any, ...]
+    """`(K,)` labels in class order, as the user gave them."""
+    members: tuple[ClassMembers, ...]
+    """`(K,)` the units of each class."""
+    num_samples: int
+    """Samples in the split, including excluded ones."""
+    by_patient: bool
+    """Whether units are patients."""
+    one_sample_each: bool
+    """Whether no patient owns more than one sample."""
+    digest: str
+    """Hash over key, patient and label of every sample."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Label as text -> number of units, in class order."""
+        return {member.label: member.size for member in self.members}
+
+
+def sized_table(sizes: Mapping[Any, int]) -> ClassTable:
+    """Describe classes by their sizes alone; sample numbers run through them in class order.
+
+    Args:
+        sizes: label -> number of samples, each at least 0.
+
+    Raises:
+        ConfigError: a size is not a whole number >= 0.
+
+    Examples:
+        >>> sized_table({"HGG": 210, "LGG": 75}).members[1].first
+        210
+    """
+    members, first = [], 0
+    for label, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 0:
+            raise ConfigError(f"class {label!r} has size {size!r}; sizes are whole numbers >= 0.")
+        members.append(_range_members(str(label), first, int(size)))
+        first += int(size)
+    return ClassTable(
+        classes=tuple(sizes),
+        members=tuple(members),
+        num_samples=first,
+        by_patient=False,
+        one_sample_each=True,
+        digest=_digest({str(label): int(size) for label, size in sizes.items()}),
+    )
+
+
+def class_table(
+    codes: NDArray[np.int64],
+    *,
+    classes: Sequence[Any],
+    patients: NDArray[np.str_] | None,
+    keys: NDArray[np.str_] | None,
+    excluded: NDArray[np.bool_] | None,
+    by_patient: bool,
+) -> ClassTable:
+    """Group samples into classes and units.
+
+    Args:
+        codes: `(N,)` class number of every sample.
+        classes: `(K,)` labels in class order.
+        patients: `(N,)` patient of every sample, or None.
+        keys: `(N,)` sample keys, or None where sample numbers are the names.
+        excluded: `(N,)` True for samples to leave out, or None.
+        by_patient: whether a class cycles over patients rather than samples.
+
+    Raises:
+        ConfigError: a patient has two labels although classes cycle over patients.
+    """
+    owner = None
+    if patients is not None:
+        ids, owner = np.unique(patients, return_inverse=True)
+        if by_patient:
+            _check_one_label(codes, owner, ids, classes)
+    included = np.arange(len(codes)) if excluded is None else np.flatnonzero(~excluded)
+    plain = excluded is None and not by_patient and bool((np.diff(codes) >= 0).all())
+    members = []
+    for number, label in enumerate(classes):
+        if plain:
+            first, last = np.searchsorted(codes, [number, number + 1]).tolist()
+            member = _range_members(str(label), first, last - first)
+        else:
+            rows = included[codes[included] == number]
+            member = _grouped(str(label), rows, owner if by_patient else None)
+        members.append(_named(member, patients if by_patient else keys))
+    return ClassTable(
+        classes=tuple(classes),
+        members=tuple(members),
+        num_samples=len(codes),
+        by_patient=by_patient,
+        one_sample_each=owner is None or len(ids) == len(codes),
+        digest=_table_digest(codes, classes, patients, keys, excluded),
+    )
+
+
+def class_codes(labels: ArrayLike) -> tuple[NDArray[np.int64], list[Any]]:
+    """Number the classes of a list of labels.
+
+    Args:
+        labels: `(N,)` labels of any type: numbers, text, numpy or torch.
+
+    Returns:
+        `(N,)` class numbers, and the labels in class order (by number, else as text).
+
+    Raises:
+        ConfigError: no labels, a missing label, or more than one label per sample.
+
+    Examples:
+        >>> codes, classes = class_codes(["LGG", "HGG", "LGG"])
+        >>> codes.tolist(), classes
+        ([1, 0, 1], ['HGG', 'LGG'])
+    """
+    array = np.asarray(labels)
+    if array.ndim != 1 or not len(array):
+        raise ConfigError(
+            f"labels have shape {array.shape}; they must be one label per sample, (N,) with N >= 1."
+        )
+    if array.dtype == object:
+        array = _plain_labels(array)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        missing = np.flatnonzero(~np.isfinite(array))
+        raise ConfigError(f"{len(missing)} labels are missing, the first at sample {missing[0]}.")
+    distinct, inverse = np.unique(array, return_inverse=True)
+    ordered = order_labels(distinct.tolist())
+    rank = {label: number for number, label in enumerate(ordered)}
+    recode = np.array([rank[label] for label in distinct.tolist()], dtype=np.int64)
+    return recode[inverse], ordered
+
+
+def fixed_subset(members: ClassMembers, size: int, *, seed: int) -> ClassMembers:
+    """Keep the `size` units with the smallest keyed hashes: the same ones for the whole run."""
+    if size >= members.size:
+        return members
+    keys = sort_keys(stream_key(seed, "subset", members.label), members.hashes())
+    chosen = np.argpartition(keys, size - 1)[:size]
+    return members.subset(np.sort(chosen).astype(np.int64))
+
+
+def _plain_labels(array: NDArray[Any]) -> NDArray[Any]:
+    """Turn labels of mixed Python types into text or numbers."""
+    missing = [number for number, label in enumerate(array.tolist()) if label is None]
+    if missing:
+        raise ConfigError(f"{len(missing)} labels are missing, the first at sample {missing[0]}.")
+    nested = [label for label in array.tolist() if isinstance(label, list | tuple | np.ndarray)]
+    if nested:
+        raise ConfigError(f"a sample has several labels ({nested[0]!r}); give one per sample.")
+    return np.asarray([str(label) for label in array.tolist()])
+
+
+def _range_members(label: str, first: int, size: int) -> ClassMembers:
+    """Describe a class whose samples are consecutive numbers."""
+    return ClassMembers(label=label, size=size, first=first, samples=None, starts=None, names=None)
+
+
+def _grouped(label: str, rows: NDArray[np.int64], owner: NDArray[np.intp] | None) -> ClassMembers:
+    """Group the rows of a class by owner, or let each row be its own unit."""
+    starts = None
+    size = len(rows)
+    if owner is not None:
+        rows = rows[np.argsort(owner[rows], kind="stable")]
+        changes = np.flatnonzero(np.diff(owner[rows], prepend=-1))
+        size = len(changes)
+        if size < len(rows):
+            starts = np.append(changes, len(rows)).astype(np.int64)
+    return ClassMembers(label=label, size=size, first=0, samples=rows, starts=starts, names=None)
+
+
+def _named(members: ClassMembers, names: NDArray[np.str_] | None) -> ClassMembers:
+    """Attach unit names, which matter only where passes are sorted exactly."""
+    if names is None or members.size > EXACT_LIMIT or not members.size:
+        return members
+    first = members.pick_first(np.arange(members.size, dtype=np.int64))
+    return ClassMembers(
+        label=members.label,
+        size=members.size,
+        first=members.first,
+        samples=members.samples,
+        starts=members.starts,
+        names=names[first],
+    )
+
+
+def _check_one_label(
+    codes: NDArray[np.int64],
+    owner: NDArray[np.intp],
+    ids: NDArray[np.str_],
+    classes: Sequence[Any],
+) -> None:
+    """Refuse a patient with two labels."""
+    lowest = np.full(len(ids), len(classes), dtype=np.int64)
+    highest = np.full(len(ids), -1, dtype=np.int64)
+    np.minimum.at(lowest, owner, codes)
+    np.maximum.at(highest, owner, codes)
+    torn = np.flatnonzero(lowest != highest)
+    if torn.size:
+        shown = listed(ids[torn[:PATIENTS_SHOWN]].tolist())
+        one = torn[0]
+        raise ConfigError(
+            f"{torn.size} patients have samples of more than one class ({shown}; the first has "
+            f"{classes[lowest[one]]!r} and {classes[highest[one]]!r}). Set unit: sample to balance "
+            f"samples instead of patients."
+        )
+
+
+def _table_digest(
+    codes: NDArray[np.int64],
+    classes: Sequence[Any],
+    patients: NDArray[np.str_] | None,
+    keys: NDArray[np.str_] | None,
+    excluded: NDArray[np.bool_] | None,
+) -> str:
+    """Hash the table: class names and codes, patients, keys, exclusions."""
+    parts: list[Callable[[], bytes]] = [lambda: codes.astype("<i8").tobytes()]
+    for names in (patients, keys):
+        if names is not None:
+            parts.append(lambda names=names: json.dumps(names.tolist()).encode())  # type: ignore[misc]
+    if excluded is not None:
+        parts.append(lambda: np.packbits(excluded).tobytes())
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(_digest([str(label) for label in classes]).encode())
+    for part in parts:
+        payload = part()
+        digest.update(len(payload).to_bytes(8, "little"))
+        digest.update(payload)
+    return digest.hexdigest()
+
+
+def _digest(value: object) -> str:
+    """Hash a plain value through its canonical JSON."""
+    text = json.dumps(value, sort_keys=False, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,39 @@
+"""How long an epoch is, and how large each of its batches."""
+
+from __future__ import annotations
+
+from streaming_balance.errors import ConfigError
+from streaming_balance.plan.strategy import Strategy, Target
+
+
+class EpochShape:
+    """How long an epoch is: draws, steps, and the size of each batch.
+
+    Args:
+        target: what the strategy asks for.
+        strategy: gives the rule for the last batch.
+        global_batch_size: samples in a global batch, B.
+
+    Raises:
+        ConfigError: dropping the last batch leaves none.
+    """
+
+    __slots__ = ("batch_size", "last_size", "num_draws", "num_steps")
+
+    def __init__(self, target: Target, strategy: Strategy, *, global_batch_size: int) -> None:
+        length, batch = target.num_draws, global_batch_size
+        last = strategy.last if strategy.replacement else "drop"
+        self.batch_size = batch
+        self.num_steps = length // batch if last == "drop" else -(-length // batch)
+        if not self.num_steps:
+            reason = "last: drop" if strategy.replacement else "replacement: false"
+            raise ConfigError(
+                f"global_batch_size is {batch}, but an epoch has only {length} draws and {reason} "
+                f"keeps full batches only. Use global_batch_size <= {length}."
+            )
+        self.num_draws = length if last == "short" else self.num_steps * batch
+        self.last_size = self.num_draws - (self.num_steps - 1) * batch
+
+    def size_of(self, step: int) -> int:
+        """Give the number of samples in the global batch of `step`."""
+        return self.last_size if step == self.num_steps - 1 else self.batch_size
