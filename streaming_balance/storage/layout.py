@@ -17,6 +17,7 @@ NEEDS_VERSION = "0.1"
 MANIFEST_NAME = "manifest.json"
 TABLE_NAME = "samples.arrow"
 LOCK_NAME = ".pack.lock"
+JOURNAL_PREFIX = ".journal-"
 
 BLOCK = 512  # bytes: every tar header and payload starts on a multiple of it
 TABLE_BLOCK_ROWS = 65_536
@@ -84,6 +85,46 @@ def is_shard_name(name: str) -> bool:
         (True, False)
     """
     return _SHARD_NAME.fullmatch(name) is not None
+
+
+def temporary_name(name: str) -> str:
+    """Name a file while it is being written; a rename makes it final.
+
+    Examples:
+        >>> temporary_name("manifest.json")
+        '.manifest.json.tmp'
+    """
+    return f".{name}.tmp"
+
+
+def is_temporary_name(name: str) -> bool:
+    """Say whether `name` is a file that a pack was still writing.
+
+    Examples:
+        >>> is_temporary_name(".train-000000.tar.tmp"), is_temporary_name(".notes.tmp")
+        (True, False)
+    """
+    final = name.removeprefix(".").removesuffix(".tmp")
+    return name == temporary_name(final) and (
+        final in {MANIFEST_NAME, TABLE_NAME}
+        or final.startswith(JOURNAL_PREFIX)
+        or is_shard_name(final)
+    )
+
+
+def belongs_to_a_pack(name: str) -> bool:
+    """Say whether a pack, finished or not, leaves files of this name.
+
+    Examples:
+        >>> belongs_to_a_pack(".pack.lock"), belongs_to_a_pack("README.md")
+        (True, False)
+    """
+    return (
+        name in {MANIFEST_NAME, TABLE_NAME, LOCK_NAME}
+        or name.startswith(JOURNAL_PREFIX)
+        or is_shard_name(name)
+        or is_temporary_name(name)
+    )
 
 
 def sample_key(patient: str, sample: str | None = None) -> str:

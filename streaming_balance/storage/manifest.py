@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,11 +19,10 @@ from streaming_balance.storage.layout import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     NEEDS_VERSION,
-    TABLE_NAME,
-    is_shard_name,
+    belongs_to_a_pack,
 )
 
-JSON: TypeAlias = "None | bool | int | float | str | Sequence[JSON] | Mapping[str, JSON]"
+JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
 _MAX_MANIFEST_BYTES = 256 << 20  # a million shards need 150 MB; more is no manifest
 _RUN_AGAIN = (
@@ -76,7 +74,7 @@ class TableEntry:
     block_rows: int
     """Rows per record batch; the last may hold fewer."""
     block_ends: tuple[int, ...]
-    """Where each block's bytes end in the file. The first starts at 0, the last ends with the file."""
+    """Where each block ends in the file; the first starts at 0, the last ends with the file."""
     block_xxh3: tuple[str, ...]
     """xxh3-64 of each block's bytes, 16 hex digits."""
 
@@ -239,9 +237,7 @@ def _missing(folder: Path) -> str:
     """Say what a folder without a manifest is."""
     if not folder.is_dir():
         return f"{folder} is not a folder; give the folder that holds {MANIFEST_NAME}"
-    names = os.listdir(folder)
-    started = [name for name in names if is_shard_name(name) or name.startswith(".")]
-    if started or TABLE_NAME in names:
+    if any(belongs_to_a_pack(file.name) for file in folder.iterdir()):
         return f"{folder} has no {MANIFEST_NAME}: an unfinished pack. " + _RUN_AGAIN.format(
             folder=folder
         )
