@@ -136,7 +136,7 @@ class QuotaDraws:
         totals, last = list(self.totals.of(epoch)), []
         order = self._class_order(epoch)
         steps = shape.num_steps
-        if shape.last_size < shape.batch_size:
+        if shape.is_short:
             # The short batch comes off first, so that the others split evenly.
             offset = stream_key(seed, "short", epoch) % shape.num_draws
             ordered = [totals[number] for number in order]
@@ -168,11 +168,10 @@ class QuotaDraws:
         """List the numbers of consecutive draws in which nobody should repeat needlessly."""
         ideal, shape = self.totals.ideal[number], self._shape
         size = self._members[number].size
-        least, most = math.floor(ideal), math.ceil(ideal)
-        windows = list(range(least // shape.num_steps, -(-most // shape.num_steps) + 1))
-        if shape.last_size < shape.batch_size:
-            part = most * shape.last_size
-            windows += [part // shape.num_draws, -(-part // shape.num_draws)]
+        most = math.ceil(ideal)
+        windows: list[int] = []
+        for total in range(math.floor(ideal), most + 1):
+            windows += shape.batch_shares(total)
         exact_passes = self.totals.is_constant and most == size
         if most < size or (not strategy.replacement and not exact_passes):
             windows.append(most)

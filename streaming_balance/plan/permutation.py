@@ -76,7 +76,23 @@ def shuffled(key: int, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
         >>> sorted(shuffled(5, np.arange(4, dtype=np.uint64)).tolist())
         [0, 1, 2, 3]
     """
-    return np.argsort(sort_keys(key, hashes), kind="stable").astype(np.int64)
+    return order_of(sort_keys(key, hashes))
+
+
+def order_of(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Give the places of `keys` in ascending order, equal keys in the order they stand in.
+
+    Examples:
+        >>> order_of(np.array([7, 3, 7], dtype=np.uint64)).tolist()
+        [1, 0, 2]
+    """
+    # The default sort uses wide registers (5x faster) but orders equal keys as it pleases. Keys
+    # are equal only where two 64-bit hashes are, so the stable sort is hardly ever needed.
+    order = np.argsort(keys)
+    ascending = keys[order]
+    if (ascending[1:] == ascending[:-1]).any():
+        order = np.argsort(keys, kind="stable")
+    return order.astype(np.int64)
 
 
 class FeistelPermutation:

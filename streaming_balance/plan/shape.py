@@ -37,3 +37,22 @@ class EpochShape:
     def size_of(self, step: int) -> int:
         """Give the number of samples in the global batch of `step`."""
         return self.last_size if step == self.num_steps - 1 else self.batch_size
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the last batch is smaller than the others."""
+        return self.last_size < self.batch_size
+
+    def batch_shares(self, total: int) -> list[int]:
+        """List the numbers of draws that a batch may ask of a class with `total` in the epoch."""
+        if not self.is_short:
+            return _floor_and_ceiling(total, self.num_steps)
+        shares = []
+        for last in _floor_and_ceiling(total * self.last_size, self.num_draws):
+            shares += [last, *_floor_and_ceiling(total - last, max(1, self.num_steps - 1))]
+        return shares
+
+
+def _floor_and_ceiling(dividend: int, divisor: int) -> list[int]:
+    """Divide both ways."""
+    return [dividend // divisor, -(-dividend // divisor)]
