@@ -223,6 +223,7 @@ def test_a_beta_outside_0_to_1_is_refused(tmp_path: Path, section: str, beta: st
         "{LGG: -1}",
         "{LGG: 0, HGG: 0}",
         "{LGG: 0}",
+        "{LGG: 0, HGG: 1}",
         "{LGG: '2'}",
         "{LGG: true}",
         "[1, -2]",
