@@ -7,6 +7,8 @@ Large classes use a Feistel network, which answers for any place without touchin
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,6 +20,8 @@ FEISTEL_ROUNDS = 12
 _MIX_FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_SECOND = np.uint64(0x94D049BB133111EB)
 _SHIFT_30, _SHIFT_27, _SHIFT_31 = np.uint64(30), np.uint64(27), np.uint64(31)
+# Leaves room to add a row or a column number to a scrambled word.
+_ROOM = np.uint64(1)
 _WORD = 2**64 - 1
 
 
@@ -98,15 +102,16 @@ def order_of(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
 class FeistelPermutation:
     """A keyed permutation of 0..size-1 that answers for any place at once.
 
-    A Feistel network over the next power of two, with cycle walking back into the range: fewer
-    than two rounds of walking on average.
+    A Feistel network over a rectangle of rows x columns that holds `size` with hardly a cell to
+    spare; a value that lands on a spare cell is encrypted again.
 
     Args:
         size: length of the permutation, at least 1.
         key: 128-bit stream key.
 
     Source:
-        Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002.
+        Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002 (generalised
+        Feistel, cycle walking).
 
     Examples:
         >>> order = FeistelPermutation(10, key=3)
@@ -114,15 +119,12 @@ class FeistelPermutation:
         True
     """
 
-    __slots__ = ("_left_mask", "_right_bits", "_right_mask", "_round_keys", "size")
+    __slots__ = ("_columns", "_round_keys", "_rows", "size")
 
     def __init__(self, size: int, *, key: int) -> None:
-        bits = max(2, (size - 1).bit_length())
-        right_bits = bits // 2
+        rows = math.isqrt(size - 1) + 1
         self.size = size
-        self._right_bits = np.uint64(right_bits)
-        self._right_mask = np.uint64((1 << right_bits) - 1)
-        self._left_mask = np.uint64((1 << (bits - right_bits)) - 1)
+        self._rows, self._columns = np.uint64(rows), np.uint64(-(-size // rows))
         counters = np.arange(1, FEISTEL_ROUNDS + 1, dtype=np.uint64)
         self._round_keys = sort_keys(key, counters)
 
@@ -143,11 +145,11 @@ class FeistelPermutation:
         return values.astype(np.int64)
 
     def _encrypt(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """Run the network once over the power-of-two domain."""
-        left, right = values >> self._right_bits, values & self._right_mask
+        """Run the network once over the whole rectangle."""
+        row, column = np.divmod(values, self._columns)
         for number, round_key in enumerate(self._round_keys):
             if number % 2:
-                right = right ^ (mix64(left ^ round_key) & self._right_mask)
+                column = (column + (mix64(row ^ round_key) >> _ROOM)) % self._columns
             else:
-                left = left ^ (mix64(right ^ round_key) & self._left_mask)
-        return np.asarray((left << self._right_bits) | right, dtype=np.uint64)
+                row = (row + (mix64(column ^ round_key) >> _ROOM)) % self._rows
+        return np.asarray(row * self._columns + column, dtype=np.uint64)
