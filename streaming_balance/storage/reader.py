@@ -1,0 +1,372 @@
+"""Filling the rows of a batch with stored arrays: the hot path.
+
+What happens to a sample depends on how it is stored and what the row asks for:
+
+    npy, same dtype and shape    one read of the header and of the values straight into the row
+    npy, cast, crop or pad       planes through a cache-sized scratch, never a whole volume
+    blosc, same shape            the small frame, then decoded (and cast) into the row
+    blosc, crop or pad           decoded into a scratch of this thread, then its centre copied
+    small neighbours             one read for several samples, then each from that memory
+
+Every scratch belongs to a thread and is used again, since touching new pages costs more than
+reading does. System calls, decoding, casting and hashing run without the GIL.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from streaming_balance.errors import ConfigError, ShardError, did_you_mean
+from streaming_balance.storage.codecs import decode_into
+from streaming_balance.storage.descriptors import DescriptorPool, ShardFile
+from streaming_balance.storage.filling import SLAB_BYTES, RowFiller
+from streaming_balance.storage.members import SplitMembers, StoredArray
+from streaming_balance.storage.npy import parse_header
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from streaming_balance.storage.shards import ShardSet
+
+AnyArray: TypeAlias = NDArray[Any]
+Verify: TypeAlias = Literal["first", "always", "never"]
+
+# Below this a sample costs more in calls than in bytes, so neighbours share a read.
+_SMALL_BYTES = 1 << 16
+# Bytes between two neighbours that are cheaper to read along than to skip by another call.
+_MAX_GAP_BYTES = 1 << 14
+# A shared read stays within one such window of its shard, which bounds the scratch it needs.
+_WINDOW_BYTES = 1 << 22
+
+
+class _Workspace(threading.local):
+    """Memory of one thread: it grows to the largest need and is never given back."""
+
+    def __init__(self) -> None:
+        self._header = np.empty(0, np.uint8)
+        self._stored = np.empty(0, np.uint8)
+        self._decoded = np.empty(0, np.uint8)
+
+    def header(self, num_bytes: int) -> AnyArray:
+        """Give `num_bytes` for a .npy header."""
+        if self._header.size < num_bytes:
+            self._header = np.empty(num_bytes, np.uint8)
+        return self._header[:num_bytes]
+
+    def stored(self, num_bytes: int) -> AnyArray:
+        """Give `num_bytes` for stored bytes on their way to the row."""
+        if self._stored.size < num_bytes:
+            self._stored = np.empty(num_bytes, np.uint8)
+        return self._stored[:num_bytes]
+
+    def decoded(self, num_bytes: int) -> AnyArray:
+        """Give `num_bytes` for decoded values on their way to the row."""
+        if self._decoded.size < num_bytes:
+            self._decoded = np.empty(num_bytes, np.uint8)
+        return self._decoded[:num_bytes]
+
+
+class Reader:
+    """Fills rows of a caller's buffer with samples of one split.
+
+    Any number of threads may call any method at once. The reader keeps no reference to a buffer.
+
+    Args:
+        shards: an open data set.
+        split: which of its splits the sample numbers count in.
+        verify: when stored bytes are compared with their xxh3-64: the `first` time this reader
+            touches a member, `always` or `never`. Length, shape and dtype are always compared.
+        max_open_files: most shards open at once, at least 1.
+
+    Raises:
+        ConfigError: no such split, another `verify`, or `max_open_files` below 1.
+
+    Examples:
+        >>> from streaming_balance.storage.shards import open_shards
+        >>> shards = open_shards("shards/demo")  # doctest: +SKIP
+        >>> reader = shards.reader("train")  # doctest: +SKIP
+        >>> batch = np.empty((2, *reader.shape(0)), np.float32)  # doctest: +SKIP
+        >>> reader.read_into([0, 7], batch)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        split: str,
+        *,
+        verify: Verify = "first",
+        max_open_files: int = 64,
+    ) -> None:
+        if verify not in get_args(Verify):
+            raise ConfigError(
+                f"verify is {verify!r}; allowed: first, always, never."
+                + did_you_mean(verify, get_args(Verify))
+            )
+        self._path = shards.path
+        self._verify = verify
+        self._members = SplitMembers(shards.table, split, shards.arrays)
+        files = [
+            ShardFile(path=shards.path / shard.name, bytes=shard.bytes)
+            for shard in shards.manifest.shards
+        ]
+        self._pool = DescriptorPool(files, max_open_files=max_open_files)
+        self._files = files
+        self._workspace = _Workspace()
+        # A byte per sample; the system hands out the pages when they are first written.
+        self._verified = {field: np.zeros(len(self._members), np.bool_) for field in shards.arrays}
+
+    def shape(self, sample: int, field: str = "image") -> tuple[int, ...]:
+        """Give the shape of a sample with its channel axis: (C, D, H, W) or (C, H, W)."""
+        return self._members.stored_array(sample, field).row_shape
+
+    def dtype(self, sample: int, field: str = "image") -> np.dtype[Any]:
+        """Give the dtype a sample is stored in."""
+        return self._members.stored_array(sample, field).dtype
+
+    def has(self, sample: int, field: str) -> bool:
+        """Say whether a sample has this array: `seg` may be there for some samples only."""
+        return self._members.has(sample, field)
+
+    def stored_bytes(self, sample: int, field: str = "image") -> int:
+        """Give how many bytes a sample takes in its shard."""
+        return self._members.stored_array(sample, field).bytes
+
+    def read_into(
+        self, samples: Sequence[int] | NDArray[np.int64], out: AnyArray, *, field: str = "image"
+    ) -> None:
+        """Fill row i of `out` with sample `samples[i]`.
+
+        `out` stays the caller's: it is written during this call only, never kept, and may be pinned
+        or strided. The shape of its rows is the request: a sample of another space is centre
+        cropped or zero padded along each axis. After an error its contents are undefined.
+
+        Args:
+            samples: sample numbers within the split.
+            out: `(len(samples), C, *space)`; its dtype may be another than the stored one, as long
+                as the cast keeps the kind of value (integer to float, float64 to float32).
+            field: `image` or `seg`.
+
+        Raises:
+            ConfigError: `out` has another number of rows, axes or channels, its dtype cannot hold
+                the stored kind of value, or no such field.
+            IndexError: no such sample.
+            ShardError: a shard is shorter than its index says, was replaced, or a checksum differs.
+        """
+        if len(samples) != len(out):
+            raise ConfigError(
+                f"out has {len(out)} rows for {len(samples)} samples; give a row for each."
+            )
+        numbers = np.asarray(samples, dtype=np.int64)
+        for places in self._members.neighbours(
+            numbers,
+            field,
+            small_bytes=_SMALL_BYTES,
+            gap_bytes=_MAX_GAP_BYTES,
+            window_bytes=_WINDOW_BYTES,
+        ):
+            if len(places) == 1:
+                place = int(places[0])
+                self._fill(out[place], int(numbers[place]), field)
+            else:
+                self._fill_together(out, places, numbers, field)
+
+    def read(self, sample: int, field: str = "image") -> AnyArray:
+        """Give a sample as it was packed: its own axes and dtype, in new memory.
+
+        Raises:
+            ConfigError: no such field.
+            IndexError: no such sample.
+            ShardError: as `read_into`.
+        """
+        member = self._members.stored_array(sample, field)
+        array = np.empty(member.shape, member.dtype)
+        self._fill(array.reshape(member.row_shape), sample, field)
+        return array
+
+    def will_need(
+        self, samples: Sequence[int] | NDArray[np.int64], *, field: str = "image"
+    ) -> None:
+        """Tell the system that these samples are read soon, so that it fetches them meanwhile.
+
+        Does nothing where the system takes no hints (macOS).
+        """
+        for sample in samples:
+            member = self._members.stored_array(int(sample), field)
+            self._pool.will_need(member.shard, member.offset, member.bytes)
+
+    def close(self) -> None:
+        """Close the shards; reads that have begun end well. May be called twice."""
+        self._pool.close()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _fill(self, row: AnyArray, sample: int, field: str) -> None:
+        """Read one sample into its row by the shortest way there is."""
+        member = self._members.stored_array(sample, field)
+        self._check_request(row, member)
+        whole = row.shape == member.row_shape
+        if member.codec == "npy" and whole and row.dtype == member.dtype and _is_flat(row):
+            checksum = self._read_straight(row, member, sample)
+        elif member.codec == "npy" and member.bytes > SLAB_BYTES:
+            checksum = self._read_planes(row, member, sample)
+        else:
+            frame = self._workspace.stored(member.bytes)
+            self._pool.read(member.shard, [frame.data], member.offset, member)
+            self._fill_from_memory(row, member, sample, frame)
+            return
+        self._check_checksum(checksum, member, sample)
+
+    def _fill_together(
+        self, out: AnyArray, places: NDArray[np.int64], numbers: NDArray[np.int64], field: str
+    ) -> None:
+        """Read neighbours in one shard by one call, then fill their rows from that memory."""
+        members = [self._members.stored_array(int(numbers[place]), field) for place in places]
+        start = members[0].offset
+        stop = max(member.offset + member.bytes for member in members)
+        window = self._workspace.stored(stop - start)
+        self._pool.read(members[0].shard, [window.data], start, f"{members[0]} to {members[-1]}")
+        for place, member in zip(places, members, strict=True):
+            row = out[place]
+            self._check_request(row, member)
+            begin = member.offset - start
+            frame = window[begin : begin + member.bytes]
+            self._fill_from_memory(row, member, int(numbers[place]), frame)
+
+    def _read_straight(self, row: AnyArray, member: StoredArray, sample: int) -> int | None:
+        """Read header and values by one call, the values straight into the row."""
+        header = self._workspace.header(member.header_bytes)
+        values = row.reshape(-1).view(np.uint8)
+        self._pool.read(member.shard, [header.data, values.data], member.offset, member)
+        self._check_header(header.data, member)
+        if not self._must_hash(sample, member.field):
+            return None
+        hasher = xxhash.xxh3_64(header.data)
+        hasher.update(values.data)
+        return hasher.intdigest()
+
+    def _read_planes(self, row: AnyArray, member: StoredArray, sample: int) -> int | None:
+        """Read a large raw array slab by slab, each cast and placed while it is in the cache."""
+        filler = RowFiller(row, member.row_shape, member.dtype)
+        header = self._workspace.header(member.header_bytes)
+        self._pool.read(member.shard, [header.data], member.offset, member)
+        self._check_header(header.data, member)
+        hasher = xxhash.xxh3_64(header.data) if self._must_hash(sample, member.field) else None
+        scratch = self._workspace.stored(filler.largest_slab_bytes)
+        begin = member.offset + member.header_bytes
+        for slab in filler.slabs():
+            # Planes outside the crop count for the checksum alone.
+            if hasher is None and not filler.keeps(slab):
+                continue
+            raw = scratch[: slab.bytes]
+            self._pool.read(member.shard, [raw.data], begin + slab.offset, member)
+            if hasher is not None:
+                hasher.update(raw.data)
+            filler.put(slab, raw.view(member.dtype))
+        return None if hasher is None else hasher.intdigest()
+
+    def _fill_from_memory(
+        self, row: AnyArray, member: StoredArray, sample: int, frame: AnyArray
+    ) -> None:
+        """Check the stored bytes of one member, then decode them into the row."""
+        if self._must_hash(sample, member.field):
+            hasher = xxhash.xxh3_64()
+            hasher.update(frame.data)
+            self._check_checksum(hasher.intdigest(), member, sample)
+        self._check_header(frame.data, member)
+        try:
+            self._decode(row, member, frame)
+        except ShardError as error:
+            raise ShardError(self._damage(member, str(error))) from error
+
+    def _decode(self, row: AnyArray, member: StoredArray, frame: AnyArray) -> None:
+        """Decode a frame into the row, through a scratch where the row wants another space."""
+        if row.shape == member.row_shape and _is_flat(row):
+            scratch = self._workspace.decoded(SLAB_BYTES)
+            decode_into(frame.data, member.codec, row.reshape(member.shape), scratch)
+            return
+        if member.codec == "npy":
+            values = frame[member.header_bytes :].view(member.dtype)
+        else:
+            values = self._workspace.decoded(member.raw_bytes).view(member.dtype)
+            decode_into(frame.data, member.codec, values.reshape(member.shape))
+        filler = RowFiller(row, member.row_shape, member.dtype)
+        for slab in filler.slabs():
+            first = slab.offset // member.dtype.itemsize
+            filler.put(slab, values[first : first + slab.bytes // member.dtype.itemsize])
+
+    def _must_hash(self, sample: int, field: str) -> bool:
+        """Say whether the stored bytes of this member are due for a comparison."""
+        if self._verify == "first":
+            return not self._verified[field][sample]
+        return self._verify == "always"
+
+    def _check_checksum(self, found: int | None, member: StoredArray, sample: int) -> None:
+        """Compare a checksum with the table's and remember that it agreed."""
+        if found is None:
+            return
+        if found != member.checksum:
+            raise ShardError(
+                self._damage(
+                    member, f"xxh3-64 is {found:016x}, the table says {member.checksum:016x}"
+                )
+            )
+        self._verified[member.field][sample] = True
+
+    def _check_header(self, stored: memoryview, member: StoredArray) -> None:
+        """Compare the stored array's own header with the table."""
+        try:
+            header = parse_header(stored)
+        except ShardError as error:
+            raise ShardError(self._damage(member, str(error))) from error
+        if (header.shape, header.dtype) != (member.shape, member.dtype):
+            raise ShardError(
+                self._damage(
+                    member,
+                    f"the header says {header.dtype} {header.shape}, the table says "
+                    f"{member.dtype} {member.shape}",
+                )
+            )
+
+    def _check_request(self, row: AnyArray, member: StoredArray) -> None:
+        """Refuse a row that no crop, pad or cast of the sample can fill."""
+        wanted = member.row_shape
+        if row.ndim != len(wanted) or row.shape[0] != wanted[0]:
+            raise ConfigError(
+                f"a row of out has shape {row.shape}, but {member} is stored as {wanted}: crop and "
+                f"pad change lengths in space, not channels or axes. Give rows ({wanted[0]}, "
+                f"{', '.join('DHW'[-len(wanted[1:]) :])})."
+            )
+        if row.dtype != member.dtype and not np.can_cast(member.dtype, row.dtype, "same_kind"):
+            raise ConfigError(
+                f"out is {row.dtype}, but {member} is stored as {member.dtype}, which it cannot "
+                "hold. Ask for the stored dtype or a float."
+            )
+
+    def _damage(self, member: StoredArray, problem: str) -> str:
+        """Word a damaged member: where it is, what is wrong, what to run next."""
+        path = self._files[member.shard].path
+        return (
+            f"{path}: {member} at byte {member.offset} ({member.bytes} bytes) is damaged: "
+            f"{problem}. Run `streaming-balance verify {self._path}`, then restore the shard or "
+            "run the same pack command with --overwrite."
+        )
+
+
+def _is_flat(row: AnyArray) -> bool:
+    """Say whether the row is one block of memory in C order."""
+    return row.flags.c_contiguous

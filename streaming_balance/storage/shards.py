@@ -1,0 +1,282 @@
+"""Opening a data set: checked once, then plain arrays and readers.
+
+>>> from streaming_balance.storage.shards import open_shards
+>>> shards = open_shards("shards/demo")  # doctest: +SKIP
+>>> shards.splits, shards.classes  # doctest: +SKIP
+(('train', 'val'), ['HGG', 'LGG'])
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaming_balance.errors import ConfigError, ShardError, did_you_mean
+from streaming_balance.storage.descriptors import check_shard_size
+from streaming_balance.storage.index import SampleTable
+from streaming_balance.storage.manifest import Manifest, read_manifest
+from streaming_balance.storage.reader import Reader, Verify
+
+_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+class ShardSet:
+    """An open data set: what it holds, and readers of its splits.
+
+    Sample numbers count within a split, from 0, in the order of the sample table. All arrays are
+    read-only. Safe for many threads.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, table: SampleTable) -> None:
+        """Take what was opened and checked; use `open_shards`."""
+        self._path = path
+        self._manifest = manifest
+        self._table = table
+        self._splits = tuple(split.name for split in manifest.splits)
+        self._sizes = {split.name: split.samples for split in manifest.splits}
+        self._readers: dict[str, Reader] = {}
+        self._making_readers = threading.Lock()
+
+    @property
+    def path(self) -> Path:
+        """The data set's folder."""
+        return self._path
+
+    @property
+    def manifest(self) -> Manifest:
+        """All the data set says about itself."""
+        return self._manifest
+
+    @property
+    def table(self) -> SampleTable:
+        """Where every byte of every sample lies."""
+        return self._table
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits."""
+        return self._splits
+
+    @property
+    def train_splits(self) -> tuple[str, ...]:
+        """Splits that may be balanced; all others are for evaluation."""
+        return self._manifest.train_splits
+
+    @property
+    def classes(self) -> list[str]:
+        """Label names in class order: the place is the class number."""
+        return list(self._manifest.classes)
+
+    @property
+    def digest(self) -> str:
+        """Digest of the content: the same whatever codec or shard size."""
+        return self._manifest.digest
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the strata columns."""
+        return self._manifest.columns
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Array fields of a sample: `("image",)` or `("image", "seg")`."""
+        return self._manifest.arrays
+
+    def __len__(self) -> int:
+        return sum(self._sizes.values())
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{split} {size}" for split, size in self._sizes.items())
+        return f"<ShardSet {self._path}: {sizes}>"
+
+    def size(self, split: str) -> int:
+        """Count the samples of a split.
+
+        Raises:
+            ConfigError: no such split.
+        """
+        self._check_split(split)
+        return self._sizes[split]
+
+    def labels(self, split: str) -> NDArray[np.int64]:
+        """Give the class number of every sample of a split.
+
+        Raises:
+            ConfigError: no such split.
+        """
+        self._check_split(split)
+        return self._table.labels(split)
+
+    def patients(self, split: str) -> NDArray[np.str_]:
+        """Give the patient of every sample of a split.
+
+        Raises:
+            ConfigError: no such split.
+        """
+        self._check_split(split)
+        return self._table.patients(split)
+
+    def keys(self, split: str) -> NDArray[np.str_]:
+        """Give the key of every sample of a split.
+
+        Raises:
+            ConfigError: no such split.
+        """
+        self._check_split(split)
+        return self._table.keys(split)
+
+    def column(self, split: str, name: str) -> NDArray[np.str_]:
+        """Give a strata column of every sample of a split.
+
+        Raises:
+            ConfigError: no such split or column.
+        """
+        self._check_split(split)
+        return self._table.column(split, name)
+
+    def packed_order(self, split: str) -> NDArray[np.int64]:
+        """Give the sample numbers of a split in the order they lie in its shards.
+
+        Raises:
+            ConfigError: no such split.
+        """
+        self._check_split(split)
+        places = self._table.members(split, "image")
+        order = np.lexsort((places.offset, places.shard)).astype(np.int64)
+        order.flags.writeable = False
+        return order
+
+    def read(self, split: str, sample: int) -> dict[str, NDArray[Any]]:
+        """Read the arrays of one sample as they were packed, checksums compared.
+
+        Args:
+            split: name of the split.
+            sample: sample number within it.
+
+        Returns:
+            An array per field the sample has: `image`, and `seg` where it was packed.
+
+        Raises:
+            ConfigError: no such split.
+            IndexError: no such sample.
+            ShardError: the stored bytes are damaged.
+        """
+        reader = self._own_reader(split)
+        return {
+            field: reader.read(sample, field) for field in self.arrays if reader.has(sample, field)
+        }
+
+    def reader(self, split: str, *, verify: Verify = "first", max_open_files: int = 64) -> Reader:
+        """Make a reader of one split.
+
+        Args:
+            split: name of the split.
+            verify: when checksums are compared: `first`, `always` or `never`.
+            max_open_files: most shards open at once.
+
+        Returns:
+            A reader; the caller closes it.
+
+        Raises:
+            ConfigError: no such split, or a wrong setting.
+        """
+        self._check_split(split)
+        return Reader(self, split, verify=verify, max_open_files=max_open_files)
+
+    def close(self) -> None:
+        """Close the files that `read` opened; the arrays stay. May be called twice."""
+        with self._making_readers:
+            for reader in self._readers.values():
+                reader.close()
+            self._readers.clear()
+
+    def _own_reader(self, split: str) -> Reader:
+        """Give the reader behind `read`, made on first use."""
+        with self._making_readers:
+            if split not in self._readers:
+                self._readers[split] = self.reader(split, verify="always", max_open_files=4)
+            return self._readers[split]
+
+    def _check_split(self, split: str) -> None:
+        """Raise unless the data set has this split."""
+        if split not in self._sizes:
+            raise ConfigError(
+                f"split is {split!r}, but {self._path} holds {', '.join(self._splits)}."
+                + did_you_mean(split, self._splits)
+            )
+
+
+def open_shards(
+    url: str | Path, *, storage_options: Mapping[str, object] | None = None
+) -> ShardSet:
+    """Open a data set and check that it is whole.
+
+    Checked are the manifest, the sample table, the size of every shard, and that no patient is in
+    two splits; not the content of the shards, which is compared with its checksums when it is read.
+
+    Args:
+        url: the folder that holds `manifest.json`.
+        storage_options: kept for remote stores; a folder takes none.
+
+    Returns:
+        The open data set.
+
+    Raises:
+        ConfigError: a remote URL, options for a folder, or Windows.
+        ShardError: the manifest, the table or a shard is missing, damaged or of another pack.
+        SplitError: a patient is in two splits.
+    """
+    _check_platform(sys.platform)
+    folder = _local_folder(url)
+    if storage_options:
+        raise ConfigError(
+            f"storage_options holds {', '.join(sorted(storage_options))}, but {folder} is a "
+            "folder, which takes none. Leave storage_options out."
+        )
+    manifest = read_manifest(folder)
+    _check_shards(folder, manifest)
+    return ShardSet(folder, manifest, SampleTable.open(folder / manifest.table.name, manifest))
+
+
+def _check_platform(platform: str) -> None:
+    """Refuse Windows, whose files cannot be read at an offset by several threads at once."""
+    if platform == "win32":
+        raise ConfigError(
+            "data sets are read with calls that Windows does not have. Use the Windows Subsystem "
+            "for Linux (WSL): run `wsl --install`, then install and run there."
+        )
+
+
+def _local_folder(url: str | Path) -> Path:
+    """Give the folder an address names, or say that remote stores come later."""
+    scheme = _URL.match(url) if isinstance(url, str) else None
+    if scheme is None:
+        return Path(url)
+    raise ConfigError(
+        f"{url}: {scheme['scheme']}:// addresses come in a later release. Copy the data set to a "
+        "local folder and open that: open_shards('cohort/')."
+    )
+
+
+def _check_shards(folder: Path, manifest: Manifest) -> None:
+    """Raise unless every shard is there and as long as the manifest says."""
+    for shard in manifest.shards:
+        path = folder / shard.name
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise ShardError(
+                error.errno,
+                f"shard {shard.name} is missing or out of reach ({error.strerror}). Copy it again "
+                "from its source, or run the same pack command with --overwrite; "
+                f"`streaming-balance verify {folder}` lists every damaged shard",
+                str(path),
+            ) from error
+        check_shard_size(path, status, shard.bytes)
