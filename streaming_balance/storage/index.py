@@ -130,7 +130,7 @@ class SampleTable:
             table._check_opening()
         except (ShardError, SplitError) as error:
             raise type(error)(
-                f"{path}: {error}. Run the same pack command again to rebuild it; "
+                f"{path}: {error}. Rebuild it: run the pack command again with --overwrite; "
                 f"`streaming-balance verify {path.parent}` lists everything that is wrong."
             ) from error
         return table

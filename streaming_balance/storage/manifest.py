@@ -25,8 +25,8 @@ from streaming_balance.storage.layout import (
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
 _MAX_MANIFEST_BYTES = 256 << 20  # a million shards need 150 MB; more is no manifest
-_RUN_AGAIN = (
-    "Run the same pack command again: it finishes or rebuilds the data set. "
+_REBUILD = (
+    "Rebuild the data set: run its pack command again with --overwrite. "
     "`streaming-balance verify {folder}` lists everything that is wrong."
 )
 
@@ -169,7 +169,7 @@ def manifest_text(manifest: Manifest) -> str:
         },
     }
     body["settings"] = json.loads(json.dumps(dict(manifest.settings), sort_keys=True))
-    body["checksum"] = _checksum(body)
+    body["checksum"] = json_checksum(body)
     return json.dumps(body, indent=1) + "\n"
 
 
@@ -212,7 +212,7 @@ def parse_manifest(stored: bytes, path: Path) -> Manifest:
     Raises:
         ShardError: damaged, of another format, or written by a newer release.
     """
-    way_out = _RUN_AGAIN.format(folder=path.parent)
+    way_out = _REBUILD.format(folder=path.parent)
     try:
         body = json.loads(stored.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -222,10 +222,10 @@ def parse_manifest(stored: bytes, path: Path) -> Manifest:
     if body.get("version") != FORMAT_VERSION:
         raise ShardError(_other_version(path, body))
     checksum = body.pop("checksum", None)
-    if checksum != _checksum(body):
+    if checksum != json_checksum(body):
         raise ShardError(
             f"{path} is damaged: its checksum is {checksum!r}, its content gives "
-            f"{_checksum(body)!r}. {way_out}"
+            f"{json_checksum(body)!r}. {way_out}"
         )
     try:
         return _manifest_from(body)
@@ -238,8 +238,9 @@ def _missing(folder: Path) -> str:
     if not folder.is_dir():
         return f"{folder} is not a folder; give the folder that holds {MANIFEST_NAME}"
     if any(belongs_to_a_pack(file.name) for file in folder.iterdir()):
-        return f"{folder} has no {MANIFEST_NAME}: an unfinished pack. " + _RUN_AGAIN.format(
-            folder=folder
+        return (
+            f"{folder} has no {MANIFEST_NAME}: an unfinished pack. Run the same pack command "
+            "again: it goes on where it stopped."
         )
     return (
         f"{folder} is not a data set: it has neither {MANIFEST_NAME} nor shards. "
@@ -256,8 +257,8 @@ def _other_version(path: Path, body: Mapping[str, Any]) -> str:
     )
 
 
-def _checksum(body: Mapping[str, Any]) -> str:
-    """Digest all of a manifest but its checksum, in the order it stands."""
+def json_checksum(body: Mapping[str, Any]) -> str:
+    """Digest a JSON document in the order it stands, so that any changed byte shows."""
     text = json.dumps(body, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
