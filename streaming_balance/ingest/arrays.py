@@ -126,8 +126,9 @@ def _header(start: bytes, path: Path) -> tuple[np.dtype[Any], tuple[int, ...], b
             shape, is_fortran, dtype = npy_format.read_array_header_2_0(stream)
         else:
             raise ShardError(f"{path}: .npy format {version}; expected 1.0 or 2.0.")
-    except ValueError as error:
-        # numpy's message quotes the header, which may hold anything: only its kind is passed on.
+    except (ValueError, TypeError, RecursionError, MemoryError) as error:
+        # Nested brackets exhaust Python's parser, hence the last two. numpy's message quotes
+        # the header, which may hold anything, so it is not repeated here.
         raise ShardError(f"{path}: not an .npy header; save the array with np.save.") from error
     if dtype.kind not in "biuf" or dtype.itemsize > 8:
         raise ShardError(

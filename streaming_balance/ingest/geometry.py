@@ -34,7 +34,7 @@ def to_ras(
         ([1, 0], [1.0, 0.0, 0.0, -1.0])
     """
     channels = array.ndim - 3
-    orientation = np.asarray(io_orientation(affine), dtype=np.float64)
+    orientation = np.asarray(io_orientation(affine), dtype=np.float64)  # type: ignore[no-untyped-call]
     goes_to = orientation[:, 0].astype(int)
     turned = array
     moved = np.eye(4)

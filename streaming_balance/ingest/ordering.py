@@ -1,0 +1,174 @@
+"""Which case goes to which split, in which order, and what decides the bytes of a pack."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from streaming_balance.errors import ConfigError, did_you_mean
+from streaming_balance.ingest.cases import Case, Cohort
+from streaming_balance.ingest.checks import (
+    check_keys,
+    check_labels,
+    check_patients,
+    check_splits,
+    order_classes,
+)
+from streaming_balance.ingest.encode import Recipe
+from streaming_balance.plan.keys import stream_key
+from streaming_balance.plan.splits import (
+    check_patients_apart,
+    order_splits,
+    parse_fractions,
+    split_patients,
+)
+from streaming_balance.storage.manifest import JSON
+
+TRAIN_SPLIT = "train"
+DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackOrder:
+    """What will be packed, and in which order."""
+
+    cases: tuple[tuple[Case, str], ...]
+    """Every case with its split: split after split, in keyed order within one."""
+    classes: tuple[str, ...]
+    """Labels in class order."""
+    splits: tuple[str, ...]
+    """Splits in order, each with at least one case."""
+    train_splits: tuple[str, ...]
+    """Splits that may be balanced."""
+    split_rule: Mapping[str, str] | None
+    """The fractions drawn with; None where the source gives the splits or there is only one."""
+    warnings: tuple[str, ...]
+    """Splits in which a class is missing."""
+
+
+def order_cases(
+    cohort: Cohort,
+    *,
+    classes: Sequence[str] | None,
+    split: str | Mapping[str, float] | None,
+    seed: int,
+    train_splits: Sequence[str] | None,
+) -> PackOrder:
+    """Check a cohort's names and labels, assign its splits and order its cases.
+
+    Within a split the order comes from a key per sample, so that every shard mixes the classes as
+    the split does, and one case more leaves the order of the others alone.
+
+    Args:
+        cohort: labelled cases.
+        classes: declared class order, or None.
+        split: fractions to draw, or None.
+        seed: names the random streams.
+        train_splits: splits that may be balanced; None takes those that begin with "train".
+
+    Raises:
+        ConfigError: labels, classes or splits cannot be used.
+        SplitError: a patient stands in two splits, or under two ids.
+    """
+    cases = cohort.cases
+    check_patients(cases)
+    check_keys(cases)
+    check_labels(cases)
+    class_order = order_classes(cases, classes)
+    assigned, rule = _assigned_splits(cases, split, seed)
+    check_patients_apart([case.patient for case in cases], assigned)
+    present = tuple(rule) if rule else order_splits(assigned)
+    splits = tuple(name for name in present if name in set(assigned))
+    place = {name: number for number, name in enumerate(splits)}
+    ordered = sorted(
+        zip(cases, assigned, strict=True),
+        key=lambda pair: (place[pair[1]], stream_key(seed, "pack", pair[0].key)),
+    )
+    return PackOrder(
+        cases=tuple(ordered),
+        classes=class_order,
+        splits=splits,
+        train_splits=_train_splits(train_splits, splits),
+        split_rule=rule,
+        warnings=_missing_classes(ordered, class_order, present),
+    )
+
+
+def pack_settings(
+    order: PackOrder, recipe: Recipe, *, seed: int, shard_bytes: int
+) -> dict[str, JSON]:
+    """List everything that decides the bytes of a pack, so that two packs can be compared.
+
+    The cohort itself is in it as a digest of keys, labels, splits, columns and file sizes: a
+    corrected label makes another pack. Where the source lies and how many processes work is not.
+    """
+    rows = [
+        [case.key, case.patient, case.label, split, dict(case.columns), list(case.modalities)]
+        + [[stamp.path.name, stamp.size_bytes] for stamp in case.stamps]
+        for case, split in order.cases
+    ]
+    text = json.dumps(rows, sort_keys=True, separators=(",", ":"))
+    return {
+        **{
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(recipe).items()
+        },
+        "classes": list(order.classes),
+        "cohort": hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).hexdigest(),
+        "seed": int(seed),
+        "shard_bytes": shard_bytes,
+        "split": None if order.split_rule is None else dict(order.split_rule),
+        "train_splits": list(order.train_splits),
+    }
+
+
+def _assigned_splits(
+    cases: Sequence[Case], split: str | Mapping[str, float] | None, seed: int
+) -> tuple[list[str], dict[str, str] | None]:
+    """Take every case's split from its table, from fractions, or "train"."""
+    if check_splits(cases):
+        if split is not None:
+            raise ConfigError(
+                f"split is {split!r}, but the source has a column 'split'; leave out one."
+            )
+        return [str(case.split) for case in cases], None
+    if split is None:
+        return [TRAIN_SPLIT] * len(cases), None
+    fractions = parse_fractions(split)
+    drawn = split_patients(
+        [case.patient for case in cases],
+        [str(case.label) for case in cases],
+        fractions=fractions,
+        seed=seed,
+    )
+    rule = {name: str(fraction) for name, fraction in fractions.items()}
+    return [drawn[case.patient] for case in cases], rule
+
+
+def _train_splits(given: Sequence[str] | None, splits: Sequence[str]) -> tuple[str, ...]:
+    """Choose the splits that may be balanced."""
+    if given is None:
+        return tuple(name for name in splits if name.startswith(TRAIN_SPLIT))
+    for name in given:
+        if name not in splits:
+            raise ConfigError(
+                f"train_splits names {name!r}; the splits are {', '.join(splits)}."
+                + did_you_mean(name, splits)
+            )
+    return tuple(given)
+
+
+def _missing_classes(
+    ordered: Sequence[tuple[Case, str]], classes: Sequence[str], splits: Sequence[str]
+) -> tuple[str, ...]:
+    """Say which splits have no sample of a class that others have."""
+    there = {(split, case.label) for case, split in ordered}
+    held = {case.label for case, _ in ordered}
+    return tuple(
+        f"split {split!r} has no sample of class {label!r}: too few patients to divide."
+        for split in splits
+        for label in classes
+        if label in held and (split, label) not in there
+    )
