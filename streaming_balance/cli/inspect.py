@@ -1,0 +1,105 @@
+"""`streaming-balance inspect`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from streaming_balance.cli.answers import print_json, print_table, with_unit
+from streaming_balance.cli.options import AsJson, DataSet
+
+if TYPE_CHECKING:
+    from streaming_balance.storage.shards import ShardSet
+
+# A cohort of unequal volumes has as many shapes as patients; people want the common ones.
+SHAPES_SHOWN = 5
+
+
+def inspect(folder: DataSet, as_json: AsJson = False) -> None:
+    """Say what a data set holds, without reading a volume.
+
+    Per split: samples, patients, bytes, classes, shapes; for the data set: codecs, modalities'
+    arrays, columns, content digest, and what was found but not packed.
+
+    \b
+    Examples:
+      streaming-balance inspect cohort
+      streaming-balance inspect cohort --json
+    """
+    from streaming_balance.storage.shards import open_shards
+
+    shards = open_shards(folder)
+    document = _describe(shards)
+    if as_json:
+        print_json(document)
+        return
+    classes = document["classes"]
+    print_table(
+        f"{folder}: {len(shards):,} samples, arrays {', '.join(document['arrays'])}",
+        ("split", "samples", "patients", "stored", *classes),
+        (
+            (
+                name,
+                split["samples"],
+                split["patients"],
+                with_unit(split["bytes"]),
+                *split["classes"].values(),
+            )
+            for name, split in document["splits"].items()
+        ),
+    )
+    for name, split in document["splits"].items():
+        shapes = Counter(split["shapes"]).most_common(SHAPES_SHOWN)
+        shown = ", ".join(f"{shape} ({count})" for shape, count in shapes)
+        rest = len(split["shapes"]) - len(shapes)
+        print(f"{name} shapes: {shown}" + (f", and {rest} more" if rest else ""))
+    print(f"codecs: {', '.join(document['codecs'])}; columns: {_listed(document['columns'])}")
+    print(f"found {document['found']:,}, not packed {len(document['rejected']):,}")
+    print(f"digest: {document['digest']}")
+
+
+def _describe(shards: ShardSet) -> dict[str, Any]:
+    """Collect what the manifest and the sample table say."""
+    from streaming_balance.report.plan_summary import class_counts
+
+    manifest = shards.manifest
+    formats = {split: shards.table.formats(split, "image") for split in shards.splits}
+    stored = {
+        split: sum(shard.bytes for shard in manifest.shards if shard.split == split)
+        for split in shards.splits
+    }
+    return {
+        "digest": shards.digest,
+        "classes": shards.classes,
+        "splits": {
+            entry.name: {
+                "samples": entry.samples,
+                "patients": entry.patients,
+                "bytes": stored[entry.name],
+                "classes": class_counts(shards, entry.name),
+                "shapes": _shapes(formats[entry.name].shape.tolist()),
+            }
+            for entry in manifest.splits
+        },
+        "train_splits": list(shards.train_splits),
+        "codecs": sorted({str(codec) for entry in formats.values() for codec in set(entry.codec)}),
+        "dtypes": sorted({str(dtype) for entry in formats.values() for dtype in set(entry.dtype)}),
+        "arrays": list(shards.arrays),
+        "columns": list(shards.columns),
+        "found": manifest.found,
+        "rejected": [
+            {"patient": case.patient, "path": case.path, "reason": case.reason}
+            for case in manifest.rejected
+        ],
+    }
+
+
+def _shapes(sides: list[list[int]]) -> dict[str, int]:
+    """Count samples by shape, written as `4x24x24x24`; unused sides are 0."""
+    counts = Counter("x".join(str(side) for side in row if side) for row in sides)
+    return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))
+
+
+def _listed(names: list[str]) -> str:
+    """Write names, or that there are none."""
+    return ", ".join(names) or "none"

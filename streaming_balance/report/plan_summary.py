@@ -1,0 +1,162 @@
+"""What a plan will do to a data set, in numbers: before any training, from the plan alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaming_balance.errors import ConfigError
+from streaming_balance.plan.epoch import BalancedPlan
+from streaming_balance.storage.shards import ShardSet
+
+# Quotas of a class take at most a handful of values; so many steps show all of them.
+STEPS_LOOKED_AT = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassSummary:
+    """One class under a plan."""
+
+    patients: int
+    """Distinct patients in the split."""
+    before: int
+    """Samples in the split: what an epoch in natural order delivers."""
+    after: int
+    """Samples the first epoch of the plan delivers."""
+    share: float
+    """Target share of the class; the shares of all classes sum to 1."""
+    quota_least: int
+    """Fewest samples in a global batch."""
+    quota_most: int
+    """Most samples in a global batch."""
+    delivered: int
+    """Samples delivered over all epochs asked about."""
+    exposure_min: int
+    """Deliveries of the patient seen least, over all epochs asked about."""
+    exposure_max: int
+    """Deliveries of the patient seen most, over all epochs asked about."""
+
+    @property
+    def repeats(self) -> float:
+        """Mean deliveries of a patient over all epochs asked about."""
+        return self.delivered / self.patients if self.patients else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSummary:
+    """A plan over a split of a data set."""
+
+    split: str
+    """The split planned over."""
+    epochs: int
+    """Epochs that `delivered` and the exposures count."""
+    steps: int
+    """Global batches of an epoch."""
+    global_batch_size: int
+    """Samples in a global batch, over all ranks."""
+    rank_batch: tuple[int, int] | None
+    """Fewest and most samples of one rank's part of a full batch; None if no ranks were named."""
+    classes: Mapping[str, ClassSummary]
+    """By label, in class order."""
+    splits: Mapping[str, Mapping[str, int]]
+    """Samples by split and label, over the whole data set."""
+    guarantees: Mapping[str, bool]
+    """Which promises the plan keeps."""
+    digest: str
+    """The plan's digest."""
+
+
+def summarise_plan(
+    shards: ShardSet, plan: BalancedPlan, *, split: str, epochs: int, num_ranks: int | None = None
+) -> PlanSummary:
+    """Count what a plan delivers.
+
+    Args:
+        shards: the data set the plan was made for.
+        plan: the plan.
+        split: the split the plan was made for.
+        epochs: how many epochs to count, at least 1.
+        num_ranks: data-parallel ranks to deal to; None leaves ranks out.
+
+    Returns:
+        The numbers, by class and in all.
+
+    Raises:
+        ConfigError: `epochs` is below 1, or there are more ranks than samples in a batch.
+    """
+    if epochs < 1:
+        raise ConfigError(f"epochs is {epochs}; it must be at least 1.")
+    labels, patients = shards.labels(split), shards.patients(split)
+    first_epoch, run = plan.exposure(1, 0), plan.exposure(epochs, 0)
+    quotas = np.stack(
+        [plan.quotas(0, step) for step in range(min(plan.num_steps(0), STEPS_LOOKED_AT))]
+    )
+    planned = {label: number for number, label in enumerate(plan.classes)}
+    classes = {}
+    for number, label in enumerate(shards.classes):
+        mine = labels == number
+        exposure = patient_exposure(patients[mine], run[mine])
+        batches = quotas[:, planned[label]] if label in planned else np.zeros(1, dtype=np.int64)
+        classes[label] = ClassSummary(
+            patients=len(exposure),
+            before=int(mine.sum()),
+            after=int(first_epoch[mine].sum()),
+            share=plan.shares.get(label, 0.0),
+            quota_least=int(batches.min()),
+            quota_most=int(batches.max()),
+            delivered=int(run[mine].sum()),
+            exposure_min=min(exposure.values(), default=0),
+            exposure_max=max(exposure.values(), default=0),
+        )
+    return PlanSummary(
+        split=split,
+        epochs=epochs,
+        steps=plan.num_steps(0),
+        global_batch_size=plan.global_batch_size,
+        rank_batch=None if num_ranks is None else _rank_batch(plan, num_ranks),
+        classes=classes,
+        splits={name: class_counts(shards, name) for name in shards.splits},
+        guarantees=plan.guarantees,
+        digest=plan.digest,
+    )
+
+
+def patient_exposure(patients: NDArray[np.str_], exposure: NDArray[np.int64]) -> dict[str, int]:
+    """Add up the deliveries of each patient's samples.
+
+    Args:
+        patients: `(n,)` patient of every sample.
+        exposure: `(n,)` deliveries of every sample.
+
+    Returns:
+        patient -> deliveries, sorted by patient.
+
+    Examples:
+        >>> patient_exposure(np.array(["P2", "P1", "P2"]), np.array([1, 5, 2]))
+        {'P1': 5, 'P2': 3}
+    """
+    names, owners = np.unique(patients, return_inverse=True)
+    totals = np.zeros(len(names), dtype=np.int64)
+    np.add.at(totals, owners, exposure)
+    return dict(zip(names.tolist(), totals.tolist(), strict=True))
+
+
+def class_counts(shards: ShardSet, split: str) -> dict[str, int]:
+    """Count the samples of each class in a split, empty classes included.
+
+    Returns:
+        label -> samples, in class order.
+    """
+    counts = np.bincount(shards.labels(split), minlength=len(shards.classes))
+    return dict(zip(shards.classes, counts.tolist(), strict=True))
+
+
+def _rank_batch(plan: BalancedPlan, num_ranks: int) -> tuple[int, int]:
+    """Give the fewest and most samples a rank gets of the first batch."""
+    sizes = [
+        len(plan.rank_slots(0, 0, rank=rank, num_ranks=num_ranks)) for rank in range(num_ranks)
+    ]
+    return min(sizes), max(sizes)
