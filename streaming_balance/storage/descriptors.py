@@ -30,7 +30,7 @@ _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShardFile:
+class ExpectedFile:
     """Where a shard is and how long it must be."""
 
     path: Path
@@ -79,7 +79,7 @@ class DescriptorPool:
         ConfigError: `max_open_files` is below 1.
     """
 
-    def __init__(self, files: Sequence[ShardFile], *, max_open_files: int = 64) -> None:
+    def __init__(self, files: Sequence[ExpectedFile], *, max_open_files: int = 64) -> None:
         if max_open_files < 1:
             raise ConfigError(
                 f"max_open_files is {max_open_files}, but reading needs at least 1 open file."

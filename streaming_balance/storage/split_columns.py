@@ -18,7 +18,7 @@ from streaming_balance.storage.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PackedMember:
+class ExpectedMember:
     """One member of a shard, as the table describes it."""
 
     name: str
@@ -65,7 +65,7 @@ class SplitColumns:
         self._class_numbers = table.labels(split)
         self._classes = manifest.classes
 
-    def members_of(self, shard: int) -> list[PackedMember]:
+    def members_of(self, shard: int) -> list[ExpectedMember]:
         """Give the members of one shard by ascending offset."""
         members = []
         for field, places in self.places.items():
@@ -73,7 +73,7 @@ class SplitColumns:
             members += [self._member(field, sample) for sample in here.tolist()]
         return sorted(members, key=lambda member: member.offset)
 
-    def content_problem(self, member: PackedMember, payload: bytearray) -> str | None:
+    def content_problem(self, member: ExpectedMember, payload: bytearray) -> str | None:
         """Say in what a member whose checksum is right differs from its row, or None."""
         if member.field in ARRAY_FIELDS:
             return self._array_problem(member, payload)
@@ -84,11 +84,11 @@ class SplitColumns:
             return None
         return self._details_problem(member, payload)
 
-    def _member(self, field: str, sample: int) -> PackedMember:
+    def _member(self, field: str, sample: int) -> ExpectedMember:
         """Describe one member."""
         places, key = self.places[field], str(self.keys[sample])
         formats = self.formats.get(field)
-        return PackedMember(
+        return ExpectedMember(
             name=member_name(key, field) if formats is None else str(formats.member[sample]),
             field=field,
             sample=sample,
@@ -98,7 +98,7 @@ class SplitColumns:
             checksum=int(places.xxh3[sample]),
         )
 
-    def _array_problem(self, member: PackedMember, payload: bytearray) -> str | None:
+    def _array_problem(self, member: ExpectedMember, payload: bytearray) -> str | None:
         """Decode an array and compare dtype, shape and content with its row."""
         formats, sample = self.formats[member.field], member.sample
         try:
@@ -114,7 +114,7 @@ class SplitColumns:
             return f"its voxels have digest {found}, the table says {expected}"
         return None
 
-    def _details_problem(self, member: PackedMember, payload: bytearray) -> str | None:
+    def _details_problem(self, member: ExpectedMember, payload: bytearray) -> str | None:
         """Compare patient and label in a sample's JSON with its row."""
         try:
             details: Any = json.loads(payload.decode("utf-8"))

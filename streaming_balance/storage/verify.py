@@ -22,7 +22,7 @@ from streaming_balance.storage.descriptors import read_fully
 from streaming_balance.storage.index import SampleTable
 from streaming_balance.storage.layout import MANIFEST_NAME, is_shard_name
 from streaming_balance.storage.manifest import Manifest, ShardEntry, read_manifest
-from streaming_balance.storage.split_columns import PackedMember, SplitColumns
+from streaming_balance.storage.split_columns import ExpectedMember, SplitColumns
 from streaming_balance.storage.tar import scan_tar
 
 _BYTES_HASHED_AT_ONCE = 1 << 20
@@ -150,7 +150,7 @@ def _digest_problems(path: Path, expected_bytes: int, sha256: str) -> Iterator[P
         yield problem(f"the file cannot be read: {error.strerror}")
 
 
-def _structure_problems(path: Path, members: list[PackedMember] | None) -> Iterator[Problem]:
+def _structure_problems(path: Path, members: list[ExpectedMember] | None) -> Iterator[Problem]:
     """Walk the tar strictly and compare names, offsets and sizes with the table's rows."""
     rest = {member.name: member for member in members or []}
     end = 0
@@ -184,7 +184,7 @@ def _structure_problems(path: Path, members: list[PackedMember] | None) -> Itera
         )
 
 
-def _payload_problem(file: BinaryIO, member: PackedMember, columns: SplitColumns) -> str | None:
+def _payload_problem(file: BinaryIO, member: ExpectedMember, columns: SplitColumns) -> str | None:
     """Read one member where the table says it lies, and compare it with its row."""
     end = os.fstat(file.fileno()).st_size
     if member.offset + member.bytes > end:

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from streaming_balance.errors import ConfigError, ShardError
-from streaming_balance.storage.descriptors import DescriptorPool, ShardFile, read_fully
+from streaming_balance.storage.descriptors import DescriptorPool, ExpectedFile, read_fully
 
 
-def write_files(folder: Path, count: int) -> list[ShardFile]:
+def write_files(folder: Path, count: int) -> list[ExpectedFile]:
     """Write files whose byte b holds their number plus b."""
     files = []
     for number in range(count):
         path = folder / f"train-{number:06d}.tar"
         path.write_bytes(bytes((number + place) % 256 for place in range(100)))
-        files.append(ShardFile(path=path, bytes=100))
+        files.append(ExpectedFile(path=path, bytes=100))
     return files
 
 
@@ -207,7 +207,7 @@ def test_a_read_in_pieces_gives_the_same_bytes(
 
 
 def test_a_shard_of_another_length_is_refused_with_both_lengths(tmp_path: Path) -> None:
-    files = [ShardFile(path=file.path, bytes=120) for file in write_files(tmp_path, 1)]
+    files = [ExpectedFile(path=file.path, bytes=120) for file in write_files(tmp_path, 1)]
     with (
         DescriptorPool(files) as pool,
         pytest.raises(ShardError, match=r"size 100, index says 120"),
