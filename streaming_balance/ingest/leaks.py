@@ -2,55 +2,52 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass, field
-
 from streaming_balance.errors import SplitError
 
 
-@dataclass(slots=True)
 class EqualVoxels:
-    """Collects the content digests of images and compares them at the end."""
+    """Compares the content digest of every image with all before it.
 
-    owners: defaultdict[str, list[tuple[str, str, str]]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
-    """Content digest -> (key, patient, split) of every sample with it."""
+    Examples:
+        >>> equal = EqualVoxels()
+        >>> equal.add("d1", key="P1", patient="P1", split="train")
+        >>> equal.add("d1", key="P2", patient="P2", split="train")
+        >>> equal.warnings
+        ("'P1' and 'P2' in 'train' have identical voxels: one patient under two ids?",)
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[str, tuple[str, str, str]] = {}
+        self._warnings: list[str] = []
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """A sentence for every patient whose image another patient of the split has too."""
+        return tuple(self._warnings)
 
     def add(self, voxels: str, *, key: str, patient: str, split: str) -> None:
-        """Remember one sample's image.
+        """Compare one sample's image with those before it.
 
         Args:
             voxels: content digest of the image.
             key: the sample's key.
             patient: its patient.
             split: its split.
-        """
-        self.owners[voxels].append((key, patient, split))
-
-    def check(self) -> tuple[str, ...]:
-        """Compare all samples.
-
-        Returns:
-            A sentence for every two patients of one split with equal voxels.
 
         Raises:
-            SplitError: two patients in two splits have equal voxels.
+            SplitError: another patient, in another split, has the same image.
         """
-        warnings = []
-        for samples in self.owners.values():
-            key, patient, split = samples[0]
-            for other_key, other_patient, other_split in samples[1:]:
-                if other_patient == patient:
-                    continue
-                if other_split != split:
-                    raise SplitError(
-                        f"{key!r} in {split!r} and {other_key!r} in {other_split!r} have identical "
-                        "voxels: a leak, even under two names. Remove one of them, or give both "
-                        "one patient id."
-                    )
-                warnings.append(
-                    f"{key!r} and {other_key!r} in {split!r} have identical voxels: one patient "
-                    "under two ids?"
-                )
-        return tuple(warnings)
+        first_key, first_patient, first_split = self._first.setdefault(
+            voxels, (key, patient, split)
+        )
+        if first_patient == patient:
+            return
+        if first_split != split:
+            raise SplitError(
+                f"{first_key!r} in {first_split!r} and {key!r} in {split!r} have identical voxels: "
+                "a leak, even under two names. Leave one of them out, or give both one patient id."
+            )
+        self._warnings.append(
+            f"{first_key!r} and {key!r} in {split!r} have identical voxels: one patient under two "
+            "ids?"
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +12,15 @@ from streaming_balance.ingest.cases import Cohort
 from streaming_balance.ingest.cohort import find_cohort
 from streaming_balance.ingest.encode import Recipe, Task
 from streaming_balance.ingest.leaks import EqualVoxels
-from streaming_balance.ingest.ordering import order_cases, pack_settings
+from streaming_balance.ingest.ordering import PackOrder, order_cases, pack_settings
 from streaming_balance.ingest.processes import check_jobs, encode_in_order
 from streaming_balance.ingest.volume import DEFAULT_MAX_VOLUME_BYTES
 from streaming_balance.plan.keys import check_seed
+from streaming_balance.storage.encoded import EncodedSample
+from streaming_balance.storage.journal import finished_shards
 from streaming_balance.storage.layout import AXES, codec_extension
-from streaming_balance.storage.manifest import Manifest, Rejected
+from streaming_balance.storage.manifest import JSON, Manifest, Rejected, settings_digest
+from streaming_balance.storage.rows import ArrayRow
 from streaming_balance.storage.writer import PackWriter
 
 # Files of 256 MiB: large enough for object stores, small enough to copy again.
@@ -101,9 +104,8 @@ def write_shards(
         SplitError: a patient, or the same voxels, would stand in two splits.
         ShardError: nothing could be packed, a source file changed meanwhile, or writing failed.
     """
-    codec_extension(codec)
     recipe = Recipe(
-        codec=codec,
+        codec=_checked_codec(codec),
         size=_checked_size("size", size),
         crop_or_pad=_checked_size("crop_or_pad", crop_or_pad),
         orient=_one_of("orient", orient, ("ras",)),
@@ -112,9 +114,8 @@ def write_shards(
     )
     if size is not None and crop_or_pad is not None:
         raise ConfigError("size resamples, crop_or_pad does not; give one of the two.")
-    _at_least_one("shard_bytes", shard_bytes)
     check_jobs(jobs)
-    place = Path(source)
+    place, target = Path(source), Path(out)
     cohort = find_cohort(place, layout=layout, labels=None if labels is None else Path(labels))
     _check_anything_found(cohort, place)
     order = order_cases(
@@ -124,15 +125,17 @@ def write_shards(
         seed=check_seed(seed),
         train_splits=_names("train_splits", train_splits),
     )
-    settings = pack_settings(order, recipe, seed=seed, shard_bytes=shard_bytes)
-    finished = PackWriter.already_complete(Path(out), settings)
+    settings = pack_settings(
+        order, recipe, seed=seed, shard_bytes=_at_least_one("shard_bytes", shard_bytes)
+    )
+    warnings = (*cohort.warnings, *order.warnings)
+    # With overwrite a complete data set is made anew: that is how a damaged one is repaired.
+    finished = None if overwrite else PackWriter.already_complete(target, settings)
     if finished is not None:
-        return _report(finished, cohort.warnings, is_new=False)
-    root = place if place.is_dir() else place.parent
-    tasks = [Task(case=case, split=name, root=root, recipe=recipe) for case, name in order.cases]
+        return _report(finished, warnings, is_new=False)
     equal = EqualVoxels()
     with PackWriter(
-        Path(out),
+        target,
         classes=order.classes,
         splits=order.splits,
         train_splits=order.train_splits,
@@ -142,41 +145,64 @@ def write_shards(
         settings=settings,
         overwrite=overwrite,
     ) as writer:
-        rejected = [*cohort.rejected, *_write_cases(writer, tasks, equal, jobs, progress)]
+        done = writer.finished_keys()
+        _remember_finished(equal, target, settings, done)
+        tasks = _tasks(order, recipe, place, done)
+        outcomes = _encoded(tasks, jobs, done=len(done), progress=progress)
+        with contextlib.closing(outcomes):
+            rejected = [*cohort.rejected, *_write(writer, equal, outcomes)]
         _check_anything_packed(cohort, rejected, place)
-        warnings = (*cohort.warnings, *order.warnings, *equal.check())
         manifest = writer.finish(found=cohort.found, rejected=rejected)
-    return _report(manifest, warnings, is_new=True)
+    return _report(manifest, (*warnings, *equal.warnings), is_new=True)
 
 
-def _write_cases(
-    writer: PackWriter,
-    tasks: Sequence[Task],
-    equal: EqualVoxels,
-    jobs: int,
-    progress: Progress | None,
-) -> list[Rejected]:
-    """Write every case that can be packed, in order, and give the others."""
-    rejected = []
-    finished = writer.finished_keys()
-    remaining = [task for task in tasks if task.case.key not in finished]
-    done = len(tasks) - len(remaining)
-    # Closing stops the packing processes at once if writing fails.
-    with contextlib.closing(encode_in_order(remaining, jobs)) as outcomes:
-        for task, outcome in zip(remaining, outcomes, strict=True):
-            if isinstance(outcome, Rejected):
-                rejected.append(outcome)
-            else:
-                equal.add(
-                    outcome.arrays[0].voxels,
-                    key=outcome.key,
-                    patient=outcome.patient,
-                    split=outcome.split,
-                )
-                writer.add(outcome)
-            done += 1
+def _tasks(order: PackOrder, recipe: Recipe, source: Path, done: Collection[str]) -> list[Task]:
+    """List what is still to be encoded."""
+    root = source if source.is_dir() else source.parent
+    return [
+        Task(case=case, split=split, root=root, recipe=recipe)
+        for case, split in order.cases
+        if case.key not in done
+    ]
+
+
+def _remember_finished(
+    equal: EqualVoxels, out: Path, settings: Mapping[str, JSON], done: Collection[str]
+) -> None:
+    """Compare new images also with those that an interrupted pack has finished."""
+    if not done:
+        return
+    for shard in finished_shards(out, settings_digest(settings)):
+        for row in shard.rows:
+            image = row.members["image"]
+            assert isinstance(image, ArrayRow)
+            equal.add(image.voxels, key=row.key, patient=row.patient, split=row.split)
+
+
+def _encoded(
+    tasks: Sequence[Task], jobs: int, *, done: int, progress: Progress | None
+) -> Generator[EncodedSample | Rejected, None, None]:
+    """Encode the tasks in order and tell `progress` of each one that was dealt with."""
+    total = done + len(tasks)
+    with contextlib.closing(encode_in_order(tasks, jobs)) as outcomes:
+        for number, (task, outcome) in enumerate(zip(tasks, outcomes, strict=True), start=1):
+            yield outcome
             if progress is not None:
-                progress(done, len(tasks), task.case.key)
+                progress(done + number, total, task.case.key)
+
+
+def _write(
+    writer: PackWriter, equal: EqualVoxels, outcomes: Iterable[EncodedSample | Rejected]
+) -> list[Rejected]:
+    """Write every case that could be encoded and give the others."""
+    rejected = []
+    for outcome in outcomes:
+        if isinstance(outcome, Rejected):
+            rejected.append(outcome)
+            continue
+        voxels = outcome.arrays[0].voxels
+        equal.add(voxels, key=outcome.key, patient=outcome.patient, split=outcome.split)
+        writer.add(outcome)
     return rejected
 
 
@@ -217,6 +243,12 @@ def _check_anything_packed(cohort: Cohort, rejected: Sequence[Rejected], source:
 def _reasons(rejected: Sequence[Rejected]) -> str:
     """Write the first few rejections."""
     return "".join(f"\n  {entry.path}: {entry.reason}" for entry in rejected[:REASONS_SHOWN])
+
+
+def _checked_codec(codec: str) -> str:
+    """Give back the name of a codec there is."""
+    codec_extension(codec)
+    return codec
 
 
 def _checked_size(setting: str, size: Sequence[int] | None) -> tuple[int, ...] | None:
