@@ -144,7 +144,7 @@ class SplitMembers:
         row = sample - page.first_sample
         if not page.present[row]:
             key = self._table.keys(self._split, [sample])[0]
-            raise ConfigError(f"sample {key!r} of split {self._split!r} has no {field}.")
+            raise ConfigError(f"sample '{key}' of split {self._split!r} has no {field}.")
         axes = str(page.axes[row])
         shape = tuple(page.shape[row, : len(axes)].tolist())
         return StoredArray(
