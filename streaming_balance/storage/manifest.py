@@ -38,9 +38,9 @@ class SplitEntry:
     name: str
     """The split's name."""
     samples: int
-    """Its samples, at least 1."""
+    """Its samples; 0 where none of the cohort fell into it."""
     patients: int
-    """Its patients, at least 1."""
+    """Its patients."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +229,7 @@ def parse_manifest(stored: bytes, path: Path) -> Manifest:
         )
     try:
         return _manifest_from(body)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ShardError(f"{path} does not follow the format: {error}. {way_out}") from error
 
 
@@ -297,6 +297,8 @@ def _check_consistency(manifest: Manifest) -> None:
     rows = sum(split.samples for split in manifest.splits)
     if rows != manifest.table.rows or rows != sum(shard.samples for shard in manifest.shards):
         raise ValueError("splits, shards and table count different numbers of samples")
+    if rows == 0:
+        raise ValueError("there are no samples")
     if not {shard.split for shard in manifest.shards} <= splits:
         raise ValueError("a shard belongs to a split that is not listed")
     if not set(manifest.train_splits) <= splits:
