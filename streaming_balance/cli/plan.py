@@ -104,7 +104,6 @@ def _document(summary: PlanSummary) -> dict[str, Any]:
     document = asdict(summary)
     for label, entry in summary.classes.items():
         document["classes"][label]["repeats"] = entry.repeats
-    document["guarantees"] = dict(summary.guarantees)
     return document
 
 

@@ -119,7 +119,7 @@ def summarise_plan(
         rank_batch=None if num_ranks is None else _rank_batch(plan, num_ranks),
         classes=classes,
         splits={name: class_counts(shards, name) for name in shards.splits},
-        guarantees=plan.guarantees,
+        guarantees=dict(plan.guarantees),
         digest=plan.digest,
     )
 
@@ -155,8 +155,12 @@ def class_counts(shards: ShardSet, split: str) -> dict[str, int]:
 
 
 def _rank_batch(plan: BalancedPlan, num_ranks: int) -> tuple[int, int]:
-    """Give the fewest and most samples a rank gets of the first batch."""
-    sizes = [
-        len(plan.rank_slots(0, 0, rank=rank, num_ranks=num_ranks)) for rank in range(num_ranks)
-    ]
-    return min(sizes), max(sizes)
+    """Give the fewest and most samples a rank gets of a full batch.
+
+    Dealing is round-robin, so that a rank gets the floor or the ceiling of an equal share.
+    """
+    steps = plan.num_steps(0)
+    for step in {0, steps - 1}:  # the last batch may be shorter, and too short for the ranks
+        plan.rank_slots(0, step, rank=0, num_ranks=num_ranks)
+    size = plan.batch_size(0, 0)
+    return size // num_ranks, -(-size // num_ranks)

@@ -1,0 +1,185 @@
+"""Who was seen in a run, and how often: from the data set and a saved state alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaming_balance.errors import ConfigError, ResumeError
+from streaming_balance.plan.epoch import PLAN_VERSION, BalancedPlan
+from streaming_balance.report.plan_summary import patient_exposure
+from streaming_balance.storage.shards import ShardSet
+from streaming_balance.training.state import LoaderState
+
+# A state is a few hundred bytes; one with thousands of substitutions still fits easily.
+MAX_STATE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassExposure:
+    """What a class was given in a run."""
+
+    patients: int
+    """Patients of the class in the split."""
+    seen: int
+    """Patients delivered at least once."""
+    delivered: int
+    """Samples delivered."""
+    share: float
+    """Part of all deliveries."""
+    exposure_min: int
+    """Deliveries of the patient seen least."""
+    exposure_max: int
+    """Deliveries of the patient seen most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """Who was seen, and how often, up to the position of a state."""
+
+    split: str
+    """The split that was trained on."""
+    epoch: int
+    """Epoch of the batch that comes next."""
+    step: int
+    """Step of the batch that comes next."""
+    exposure: Mapping[str, int]
+    """patient -> samples delivered, sorted by patient."""
+    classes: Mapping[str, ClassExposure]
+    """By label, in class order."""
+    plan_digest: str
+    """Digest of the plan that was followed."""
+    shards_digest: str
+    """Content digest of the data set."""
+
+
+def read_state(path: Path) -> LoaderState:
+    """Read a loader's state saved as JSON.
+
+    Args:
+        path: what `json.dump(loader.state_dict(), file)` wrote.
+
+    Raises:
+        ConfigError: the file cannot be read.
+        ResumeError: it is not JSON, or no state.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_STATE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read the state {path}: {error.strerror}.") from error
+    try:
+        if len(content) > MAX_STATE_BYTES:
+            raise ValueError(f"it is larger than {MAX_STATE_BYTES} bytes")
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ResumeError(
+            f"{path} is not a state saved as JSON ({error}). Save one in the training loop with "
+            f"json.dump(loader.state_dict(), file)."
+        ) from error
+    try:
+        return LoaderState.from_dict(document)
+    except ResumeError as error:
+        raise ResumeError(f"{path}: {error}") from error
+
+
+def audit_run(shards: ShardSet, state: LoaderState) -> Audit:
+    """Count how often each patient was delivered up to a state.
+
+    Args:
+        shards: the data set that was trained on.
+        state: the state of the training loader.
+
+    Returns:
+        Deliveries per patient and per class.
+
+    Raises:
+        ResumeError: the state belongs to another data set, or its settings do not give the plan it
+            names.
+    """
+    if state.shards_digest != shards.digest:
+        raise ResumeError(
+            f"the state belongs to the data set {state.shards_digest}, but {shards.path} is "
+            f"{shards.digest}. Give the folder the run was trained on."
+        )
+    plan, split = _rebuild_plan(shards, state)
+    counts = _delivered(plan, state)
+    labels, patients = shards.labels(split), shards.patients(split)
+    total = max(1, int(counts.sum()))
+    classes = {}
+    for number, label in enumerate(shards.classes):
+        mine = labels == number
+        exposure = patient_exposure(patients[mine], counts[mine])
+        classes[label] = ClassExposure(
+            patients=len(exposure),
+            seen=sum(times > 0 for times in exposure.values()),
+            delivered=int(counts[mine].sum()),
+            share=float(counts[mine].sum() / total),
+            exposure_min=min(exposure.values(), default=0),
+            exposure_max=max(exposure.values(), default=0),
+        )
+    return Audit(
+        split=split,
+        epoch=state.position.epoch,
+        step=state.position.step,
+        exposure=patient_exposure(patients, counts),
+        classes=classes,
+        plan_digest=plan.digest,
+        shards_digest=shards.digest,
+    )
+
+
+def _rebuild_plan(shards: ShardSet, state: LoaderState) -> tuple[BalancedPlan, str]:
+    """Build the plan a state names from the settings it holds, and check that it is that plan."""
+    settings: Mapping[str, Any] = state.settings
+    if settings.get("version") != PLAN_VERSION:
+        raise ResumeError(
+            f"the state's plan has version {settings.get('version')!r}; this release plans by "
+            f"version {PLAN_VERSION}. Audit with the release that trained."
+        )
+    try:
+        split = str(settings["split"])
+        plan = BalancedPlan.for_shards(
+            shards,
+            global_batch_size=settings["global_batch_size"],
+            balance=settings["balance"],
+            seed=settings["seed"],
+            split=split,
+            exclude=settings["exclude"],
+        )
+    except (KeyError, TypeError, ConfigError) as error:
+        raise ResumeError(
+            f"the state's settings do not give a plan over {shards.path} "
+            f"({type(error).__name__}: {error}). Use the state as the loader saved it."
+        ) from error
+    if plan.digest != state.plan_digest:
+        raise ResumeError(
+            f"the state names plan {state.plan_digest}, but its settings over {shards.path} give "
+            f"{plan.digest}. Use the state as the loader saved it."
+        )
+    return plan, split
+
+
+def _delivered(plan: BalancedPlan, state: LoaderState) -> NDArray[np.int64]:
+    """Count deliveries per sample, without what was jumped over and with what stood in."""
+    try:
+        counts = plan.exposure(state.position.epoch, state.position.step).copy()
+        for start, stop in state.skipped:
+            # A jump forward skips what lies between; one back delivers it again.
+            counts -= plan.exposure(stop.epoch, stop.step)
+            counts += plan.exposure(start.epoch, start.step)
+        for record in state.substitutions:
+            counts[record["sample"]] -= 1
+            counts[record["substitute"]] += 1
+    except (IndexError, KeyError) as error:
+        raise ResumeError(
+            f"the state names a place that its plan does not have ({error}). Use the state as the "
+            f"loader saved it."
+        ) from error
+    return counts
