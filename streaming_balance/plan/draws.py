@@ -9,7 +9,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from streaming_balance.errors import ConfigError
 from streaming_balance.plan.keys import stream_key
 from streaming_balance.plan.members import ClassMembers, ClassTable, fixed_subset
 from streaming_balance.plan.quotas import StepQuotas, split_totals
@@ -67,7 +66,6 @@ class QuotaDraws:
         ideal = [share * shape.num_draws for share in target.shares]
         ranking = self._keyed_order("totals")
         self.totals = EpochTotals(ideal, tie_order=np.argsort(ranking).tolist())
-        self._check_repeats(strategy)
         self._rotations = [
             Rotation(
                 seed=seed,
@@ -176,18 +174,6 @@ class QuotaDraws:
         if most < size or (not strategy.replacement and not exact_passes):
             windows.append(most)
         return windows
-
-    def _check_repeats(self, strategy: Strategy) -> None:
-        """Refuse an epoch without replacement that would have to repeat somebody."""
-        if strategy.replacement:
-            return
-        for members, most in zip(self._members, self.totals.largest, strict=True):
-            if most > members.size:
-                raise ConfigError(
-                    f"{strategy.name}: replacement is false, but class {members.label!r} has "
-                    f"{members.size} and an epoch asks for {most}. Lower num_samples, or allow "
-                    f"replacement."
-                )
 
 
 def used_members(table: ClassTable, strategy: Strategy, seed: int) -> tuple[ClassMembers, ...]:

@@ -138,7 +138,7 @@ class ManualWeights(Strategy):
         named = matched(
             "manual_weights: weights", self._by_name(sizes), sizes, empty_class=self.empty_class
         )
-        return {label: sizes[label] * Fraction(weight) for label, weight in named.items()}
+        return {label: sizes[label] * exact_decimal(weight) for label, weight in named.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +167,7 @@ class TargetShares(Strategy):
         """Weigh as told; a class that is not named gets no share."""
         everyone = dict.fromkeys(sizes, 0.0) | dict(self.shares or {})
         named = matched("target: shares", everyone, sizes, empty_class=self.empty_class)
-        return {label: Fraction(share) for label, share in named.items()}
+        return {label: exact_decimal(share) for label, share in named.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

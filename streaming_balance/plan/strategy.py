@@ -59,6 +59,11 @@ class Strategy(ABC):
                 f"{self.name}: replacement is {self.replacement!r}; use true or false."
             )
         check_length(self.name, self.num_samples)
+        if self.last == "short" and not self.replacement:
+            raise ConfigError(
+                f"{self.name}: replacement: false keeps full batches only; drop last: short, or "
+                f"allow replacement."
+            )
         if self.draw == "iid" and not self.replacement:
             raise ConfigError(
                 f"{self.name}: draw: iid draws with replacement; drop replacement: false, or use "

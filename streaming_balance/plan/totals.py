@@ -63,18 +63,12 @@ class EpochTotals:
         self._denominator = math.lcm(*(part.denominator for part in fractions), 1)
         if self._denominator > ROUNDED_DENOMINATOR:
             self._denominator = ROUNDED_DENOMINATOR
-            rates = apportion(fractions, self._seats * ROUNDED_DENOMINATOR).tolist()
-            # The remainder of one unit must not push a rate of almost 1 over the top.
-            self._rates = tuple(min(rate, ROUNDED_DENOMINATOR) for rate in rates)
+            rates = apportion(fractions, self._seats * ROUNDED_DENOMINATOR)
+            self._rates = tuple(rates.tolist())
         else:
             self._rates = tuple(int(part * self._denominator) for part in fractions)
         self._tie_order = tuple(tie_order)
         self._checkpoints: list[tuple[int, ...]] = [tuple(0 for _ in ideal)]
-
-    @property
-    def largest(self) -> tuple[int, ...]:
-        """`(K,)` the most draws a class gets in any epoch."""
-        return tuple(math.ceil(draws) for draws in self.ideal)
 
     @property
     def is_constant(self) -> bool:
