@@ -7,46 +7,31 @@ import json
 import operator
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from streaming_balance.errors import ConfigError, did_you_mean
+from streaming_balance.errors import ConfigError
 from streaming_balance.plan.draws import Draws, QuotaDraws, used_members
 from streaming_balance.plan.independent import IndependentDraws
 from streaming_balance.plan.keys import check_seed, stream_key
-from streaming_balance.plan.members import ClassTable, class_codes, class_table, sized_table
-from streaming_balance.plan.options import listed
+from streaming_balance.plan.members import ClassTable, sized_table
+from streaming_balance.plan.options import whole_number
 from streaming_balance.plan.ranks import check_ranks, rank_slots
 from streaming_balance.plan.shape import EpochShape
 from streaming_balance.plan.strategies import parse_strategy
 from streaming_balance.plan.strategy import Strategy
+from streaming_balance.plan.tables import (
+    LabelledSplits,
+    check_patients_known,
+    labels_table,
+    split_table,
+)
 
 PLAN_VERSION = 1
 
 Balance = str | Mapping[str, Any] | Strategy | None
-
-
-class LabelledSplits(Protocol):
-    """What a plan needs of a data set: class numbers, patients and keys per split."""
-
-    @property
-    def classes(self) -> list[str]:
-        """Labels in class order."""
-        ...
-
-    def labels(self, split: str) -> NDArray[np.int64]:
-        """`(N,)` class number of every sample."""
-        ...
-
-    def patients(self, split: str) -> NDArray[np.str_]:
-        """`(N,)` patient of every sample."""
-        ...
-
-    def keys(self, split: str) -> NDArray[np.str_]:
-        """`(N,)` key of every sample."""
-        ...
 
 
 class BalancedPlan:
@@ -169,23 +154,9 @@ class BalancedPlan:
                 "strata is given, but joint balancing over strata is not part of this version; "
                 "balance over labels that join both, such as 'LGG/site1'."
             )
-        codes, classes = class_codes(labels)
-        owners = None if patients is None else np.asarray(patients).astype(np.str_)
-        if owners is not None and owners.shape != codes.shape:
-            raise ConfigError(
-                f"patients has shape {owners.shape} for {len(codes)} labels; give one per sample."
-            )
         strategy = parse_strategy(balance)
-        table = class_table(
-            codes,
-            classes=classes,
-            patients=owners,
-            keys=None,
-            excluded=None,
-            by_patient=owners is not None and _wants_patients(strategy),
-        )
         return cls(
-            table,
+            labels_table(labels, patients, strategy=strategy),
             strategy=strategy,
             seed=seed,
             global_batch_size=global_batch_size,
@@ -217,18 +188,9 @@ class BalancedPlan:
             ConfigError: a value above is out of its range, or does not fit the data.
         """
         strategy = parse_strategy(balance)
-        patients, keys = shards.patients(split), shards.keys(split)
         left_out = sorted(set(exclude))
-        table = class_table(
-            shards.labels(split),
-            classes=shards.classes,
-            patients=patients,
-            keys=keys,
-            excluded=_excluded(left_out, patients, keys) if left_out else None,
-            by_patient=_wants_patients(strategy),
-        )
         return cls(
-            table,
+            split_table(shards, split, left_out=left_out, strategy=strategy),
             strategy=strategy,
             seed=seed,
             global_batch_size=global_batch_size,
@@ -261,9 +223,11 @@ class BalancedPlan:
             >>> plan.quotas(3, 123_456).tolist()
             [2, 2, 2]
         """
+        strategy = parse_strategy(balance)
+        check_patients_known(strategy, are_known=False)
         return cls(
             sized_table(sizes),
-            strategy=parse_strategy(balance),
+            strategy=strategy,
             seed=seed,
             global_batch_size=global_batch_size,
             settings={},
@@ -287,7 +251,8 @@ class BalancedPlan:
 
     def batch_size(self, epoch: int, step: int) -> int:
         """Count the samples of a global batch; only a short last batch differs."""
-        return self._shape.size_of(self._check_step(epoch, step))
+        _, step = self._check_step(epoch, step)
+        return self._shape.size_of(step)
 
     def quotas(self, epoch: int, step: int) -> NDArray[np.int64]:
         """Count the samples of each class in a global batch.
@@ -298,7 +263,7 @@ class BalancedPlan:
         Raises:
             IndexError: the epoch has no such step.
         """
-        return self._draws.quotas(epoch, self._check_step(epoch, step))
+        return self._draws.quotas(*self._check_step(epoch, step))
 
     def batch(self, epoch: int, step: int) -> NDArray[np.int64]:
         """List the members of a global batch, class by class in a keyed order.
@@ -313,7 +278,8 @@ class BalancedPlan:
         Raises:
             IndexError: the epoch has no such step.
         """
-        drawn = self._draws.members_of(epoch, self._check_step(epoch, step))
+        epoch, step = self._check_step(epoch, step)
+        drawn = self._draws.members_of(epoch, step)
         keys = [stream_key(self.seed, "dealing", epoch, str(label)) for label in self.classes]
         order = sorted(range(len(drawn)), key=keys.__getitem__)
         return np.concatenate([drawn[number] for number in order])
@@ -325,8 +291,14 @@ class BalancedPlan:
             IndexError: the epoch has no such step.
             ConfigError: no such rank, or more ranks than samples.
         """
-        size = self.batch_size(epoch, step)
-        check_ranks(rank, num_ranks, global_batch_size=size)
+        epoch, step = self._check_step(epoch, step)
+        rank, num_ranks = check_ranks(rank, num_ranks, global_batch_size=self.global_batch_size)
+        size = self._shape.size_of(step)
+        if size < num_ranks:
+            raise ConfigError(
+                f"last: short leaves {size} samples for the last batch of an epoch, fewer than "
+                f"{num_ranks} ranks. Use last: full or last: drop, or at most {size} ranks."
+            )
         key = stream_key(self.seed, "ranks", epoch, step)
         return rank_slots(size, rank=rank, num_ranks=num_ranks, key=key)
 
@@ -362,8 +334,7 @@ class BalancedPlan:
         Raises:
             IndexError: the epoch has no such step.
         """
-        if step != self.num_steps(epoch):
-            step = self._check_step(epoch, step)
+        epoch, step = self._check_step(epoch, step, past_the_last=1)
         return self._draws.exposure(epoch, step)
 
     def prior_shift(self) -> dict[Any, float]:
@@ -383,6 +354,12 @@ class BalancedPlan:
             for label, share in self.shares.items()
             if share
         }
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse every change once the plan is built; its digest is set last."""
+        if hasattr(self, "digest"):
+            raise AttributeError(f"a plan is frozen: {name} cannot be set; build another plan.")
+        object.__setattr__(self, name, value)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, BalancedPlan) and self.digest == other.digest
@@ -417,44 +394,28 @@ class BalancedPlan:
             target=self._target,
         )
 
-    def _check_step(self, epoch: int, step: int) -> int:
-        """Give `step` as a plain integer if the epoch has it."""
-        number, steps = operator.index(step), self.num_steps(epoch)
-        if not 0 <= number < steps:
+    def _check_step(self, epoch: int, step: int, *, past_the_last: int = 0) -> tuple[int, int]:
+        """Give `epoch` and `step` as plain integers if the epoch has that step."""
+        number, steps = int(operator.index(step)), self.num_steps(epoch)
+        if not 0 <= number < steps + past_the_last:
             raise IndexError(f"epoch {epoch} has steps 0 to {steps - 1}; step {number} is none.")
-        return number
+        return _check_epoch(epoch), number
 
 
-def _check_epoch(epoch: int) -> None:
-    """Refuse a negative epoch."""
-    if operator.index(epoch) < 0:
-        raise IndexError(f"epoch is {epoch}; epochs count from 0.")
+def _check_epoch(epoch: int) -> int:
+    """Give `epoch` as a plain integer of at least 0."""
+    number = int(operator.index(epoch))
+    if number < 0:
+        raise IndexError(f"epoch is {number}; epochs count from 0.")
+    return number
 
 
 def _check_batch_size(size: int) -> int:
     """Give the global batch size as a plain integer of at least 1."""
-    if isinstance(size, bool) or not hasattr(size, "__index__") or operator.index(size) < 1:
+    number = whole_number(size)
+    if number is None or number < 1:
         raise ConfigError(f"global_batch_size is {size!r}; it must be an integer of at least 1.")
-    return operator.index(size)
-
-
-def _wants_patients(strategy: Strategy) -> bool:
-    """Say whether classes cycle over patients under this strategy."""
-    return (strategy.unit or strategy.default_unit) == "patient"
-
-
-def _excluded(
-    names: list[str], patients: NDArray[np.str_], keys: NDArray[np.str_]
-) -> NDArray[np.bool_]:
-    """Mark the samples a user named by key or by patient."""
-    known = np.isin(names, keys) | np.isin(names, patients)
-    if not known.all():
-        unknown = [name for name, found in zip(names, known.tolist(), strict=True) if not found]
-        raise ConfigError(
-            f"exclude names {listed(unknown[:5])}, which is neither a sample key nor a patient of "
-            f"the split.{did_you_mean(unknown[0], keys.tolist())}"
-        )
-    return np.asarray(np.isin(keys, names) | np.isin(patients, names))
+    return number
 
 
 def _guarantees(strategy: Strategy, table: ClassTable) -> dict[str, bool]:

@@ -8,12 +8,12 @@ generator that remembers, and nothing that depends on who asked first.
 from __future__ import annotations
 
 import hashlib
-import operator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streaming_balance.errors import ConfigError
+from streaming_balance.plan.options import whole_number
 
 MAX_SEED = 2**64 - 1
 KEY_BYTES = 16
@@ -34,12 +34,10 @@ def check_seed(seed: object, *, setting: str = "seed") -> int:
         >>> check_seed(np.int64(42))
         42
     """
-    if isinstance(seed, bool | np.bool_) or not hasattr(seed, "__index__"):
+    number = whole_number(seed)
+    if number is None or not 0 <= number <= MAX_SEED:
         raise ConfigError(f"{setting} is {seed!r}; it must be an integer from 0 to {MAX_SEED}.")
-    number = operator.index(seed)
-    if not 0 <= number <= MAX_SEED:
-        raise ConfigError(f"{setting} is {number}; it must be an integer from 0 to {MAX_SEED}.")
-    return int(number)
+    return number
 
 
 def stream_key(seed: int, purpose: str, *parts: int | str | bytes) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -144,6 +145,8 @@ def sized_table(sizes: Mapping[Any, int]) -> ClassTable:
         >>> sized_table({"HGG": 210, "LGG": 75}).members[1].first
         210
     """
+    if len({str(label) for label in sizes}) < len(sizes):
+        raise ConfigError(f"labels {listed(sizes)} are not all different as text; rename one.")
     members, first = [], 0
     for label, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 0:
@@ -225,16 +228,16 @@ def class_codes(labels: ArrayLike) -> tuple[NDArray[np.int64], list[Any]]:
         >>> codes.tolist(), classes
         ([1, 0, 1], ['HGG', 'LGG'])
     """
-    array = np.asarray(labels)
+    array = complete_array("labels", labels)
     if array.ndim != 1 or not len(array):
         raise ConfigError(
             f"labels have shape {array.shape}; they must be one label per sample, (N,) with N >= 1."
         )
     if array.dtype == object:
-        array = _plain_labels(array)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        missing = np.flatnonzero(~np.isfinite(array))
-        raise ConfigError(f"{len(missing)} labels are missing, the first at sample {missing[0]}.")
+        nested = [label for label in array.tolist() if isinstance(label, list | tuple | np.ndarray)]
+        if nested:
+            raise ConfigError(f"a sample has several labels ({nested[0]!r}); give one per sample.")
+        array = np.asarray([str(label) for label in array.tolist()])
     distinct, inverse = np.unique(array, return_inverse=True)
     ordered = order_labels(distinct.tolist())
     rank = {label: number for number, label in enumerate(ordered)}
@@ -251,15 +254,44 @@ def fixed_subset(members: ClassMembers, size: int, *, seed: int) -> ClassMembers
     return members.subset(np.sort(chosen).astype(np.int64))
 
 
-def _plain_labels(array: NDArray[Any]) -> NDArray[Any]:
-    """Turn labels of mixed Python types into text or numbers."""
-    missing = [number for number, label in enumerate(array.tolist()) if label is None]
-    if missing:
-        raise ConfigError(f"{len(missing)} labels are missing, the first at sample {missing[0]}.")
-    nested = [label for label in array.tolist() if isinstance(label, list | tuple | np.ndarray)]
-    if nested:
-        raise ConfigError(f"a sample has several labels ({nested[0]!r}); give one per sample.")
-    return np.asarray([str(label) for label in array.tolist()])
+def complete_array(name: str, values: ArrayLike) -> NDArray[Any]:
+    """Give labels or patients as an array in which none is missing.
+
+    Args:
+        name: `labels` or `patients`, for the message.
+        values: `(N,)` one per sample.
+
+    Raises:
+        ConfigError: one is None or NaN, or samples have different numbers of them.
+
+    Examples:
+        >>> complete_array("labels", ["LGG", "HGG"]).tolist()
+        ['LGG', 'HGG']
+    """
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ConfigError(
+            f"{name} have different numbers of entries per sample; give one per sample, (N,)."
+        ) from error
+    each = array
+    if array.dtype.kind == "U" and (array == "nan").any() and not isinstance(values, np.ndarray):
+        # A list of text and NaN has just become text: look at what was there before.
+        each = np.asarray(values, dtype=object)
+    missing = np.flatnonzero(_is_missing(each.ravel()))
+    if missing.size:
+        raise ConfigError(f"{missing.size} {name} are missing, the first at sample {missing[0]}.")
+    return array
+
+
+def _is_missing(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Mark what is None or no finite number: `(N,)`."""
+    if values.dtype == object:
+        marks = [v is None or (isinstance(v, float) and not math.isfinite(v)) for v in values]
+        return np.array(marks, dtype=np.bool_)
+    if values.dtype.kind == "f":
+        return np.asarray(~np.isfinite(values), dtype=np.bool_)
+    return np.zeros(0, dtype=np.bool_)
 
 
 def _range_members(label: str, first: int, size: int) -> ClassMembers:

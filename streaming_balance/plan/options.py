@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, SupportsIndex, cast
+
+import numpy as np
 
 from streaming_balance.errors import ConfigError, did_you_mean
 
@@ -26,6 +29,21 @@ def listed(names: Iterable[object]) -> str:
         "'LGG', 'HGG'"
     """
     return ", ".join(repr(name) for name in names)
+
+
+def whole_number(value: object) -> int | None:
+    """Give an integer of any library as a plain one; None for all else, bools included.
+
+    Examples:
+        >>> whole_number(3), whole_number(3.0), whole_number(True)
+        (3, None, None)
+    """
+    if isinstance(value, bool | np.bool_):
+        return None
+    try:
+        return int(operator.index(cast(SupportsIndex, value)))
+    except TypeError:
+        return None
 
 
 def check_choice(strategy: str, option: str, value: object) -> None:

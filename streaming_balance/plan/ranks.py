@@ -7,27 +7,35 @@ from numpy.typing import NDArray
 
 from streaming_balance.errors import ConfigError
 from streaming_balance.plan.keys import stream_key, words
+from streaming_balance.plan.options import whole_number
 
 
-def check_ranks(rank: int, num_ranks: int, *, global_batch_size: int) -> None:
+def check_ranks(rank: int, num_ranks: int, *, global_batch_size: int) -> tuple[int, int]:
     """Refuse a rank that does not exist, and more ranks than samples in a global batch.
+
+    Returns:
+        The rank and the number of ranks as plain integers.
 
     Raises:
         ConfigError: names the values and the nearest that work.
 
     Examples:
         >>> check_ranks(1, 2, global_batch_size=8)
+        (1, 2)
     """
-    if num_ranks < 1 or not 0 <= rank < num_ranks:
+    number, ranks = whole_number(rank), whole_number(num_ranks)
+    if number is None or ranks is None or not 0 <= number < ranks:
         raise ConfigError(
-            f"rank is {rank} and num_ranks is {num_ranks}; rank must lie in 0..num_ranks-1."
+            f"rank is {rank!r} and num_ranks is {num_ranks!r}; both are integers, and rank must "
+            f"lie in 0..num_ranks-1."
         )
-    if num_ranks > global_batch_size:
+    if ranks > global_batch_size:
         raise ConfigError(
             f"global_batch_size is {global_batch_size} for {num_ranks} ranks, so some rank would "
             f"get no sample. Use global_batch_size >= {num_ranks}, or at most {global_batch_size} "
             f"ranks."
         )
+    return number, ranks
 
 
 def rank_slots(size: int, *, rank: int, num_ranks: int, key: int) -> NDArray[np.int64]:

@@ -1,0 +1,126 @@
+"""From what users hold (labels, patients, a packed split) to the class table of a plan."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from streaming_balance.errors import ConfigError, did_you_mean
+from streaming_balance.plan.members import ClassTable, class_codes, class_table, complete_array
+from streaming_balance.plan.options import listed
+from streaming_balance.plan.strategy import Strategy
+
+
+class LabelledSplits(Protocol):
+    """What a plan needs of a data set: class numbers, patients and keys per split."""
+
+    @property
+    def classes(self) -> list[str]:
+        """Labels in class order."""
+        ...
+
+    def labels(self, split: str) -> NDArray[np.int64]:
+        """`(N,)` class number of every sample."""
+        ...
+
+    def patients(self, split: str) -> NDArray[np.str_]:
+        """`(N,)` patient of every sample."""
+        ...
+
+    def keys(self, split: str) -> NDArray[np.str_]:
+        """`(N,)` key of every sample."""
+        ...
+
+
+def labels_table(
+    labels: ArrayLike, patients: ArrayLike | None, *, strategy: Strategy
+) -> ClassTable:
+    """Group a list of labels; sample numbers are positions in it.
+
+    Args:
+        labels: `(N,)` one label per sample.
+        patients: `(N,)` patient of every sample, or None.
+        strategy: says whether classes cycle over patients.
+
+    Raises:
+        ConfigError: labels or patients are missing or do not fit each other.
+
+    Examples:
+        >>> from streaming_balance.plan.strategies import ClassBalanced
+        >>> labels_table(["a", "b", "a"], ["P1", "P2", "P1"], strategy=ClassBalanced()).sizes
+        {'a': 1, 'b': 1}
+    """
+    codes, classes = class_codes(labels)
+    check_patients_known(strategy, are_known=patients is not None)
+    owners = None if patients is None else complete_array("patients", patients).astype(np.str_)
+    if owners is not None and owners.shape != codes.shape:
+        raise ConfigError(
+            f"patients has shape {owners.shape} for {len(codes)} labels; give one per sample."
+        )
+    return class_table(
+        codes,
+        classes=classes,
+        patients=owners,
+        keys=None,
+        excluded=None,
+        by_patient=owners is not None and _wants_patients(strategy),
+    )
+
+
+def split_table(
+    shards: LabelledSplits, split: str, *, left_out: list[str], strategy: Strategy
+) -> ClassTable:
+    """Group a split of a packed data set; sample numbers are rows of its sample table.
+
+    Args:
+        shards: an opened data set.
+        split: name of the split.
+        left_out: sample keys or patient ids to leave out.
+        strategy: says whether classes cycle over patients.
+
+    Raises:
+        ConfigError: a name that is neither a key nor a patient, or a patient with two labels.
+    """
+    patients, keys = shards.patients(split), shards.keys(split)
+    return class_table(
+        shards.labels(split),
+        classes=shards.classes,
+        patients=patients,
+        keys=keys,
+        excluded=_excluded(left_out, patients, keys) if left_out else None,
+        by_patient=_wants_patients(strategy),
+    )
+
+
+def check_patients_known(strategy: Strategy, *, are_known: bool) -> None:
+    """Refuse to cycle over patients that nobody named.
+
+    Raises:
+        ConfigError: the user wrote `unit: patient` and gave no patients.
+    """
+    if strategy.unit == "patient" and not are_known:
+        raise ConfigError(
+            f"{strategy.name}: unit is 'patient', but no patients are given. Name the patient of "
+            f"every sample with patients=, or leave unit out."
+        )
+
+
+def _wants_patients(strategy: Strategy) -> bool:
+    """Say whether classes cycle over patients under this strategy."""
+    return (strategy.unit or strategy.default_unit) == "patient"
+
+
+def _excluded(
+    names: list[str], patients: NDArray[np.str_], keys: NDArray[np.str_]
+) -> NDArray[np.bool_]:
+    """Mark the samples a user named by key or by patient."""
+    known = np.isin(names, keys) | np.isin(names, patients)
+    if not known.all():
+        unknown = [name for name, found in zip(names, known.tolist(), strict=True) if not found]
+        raise ConfigError(
+            f"exclude names {listed(unknown[:5])}, which is neither a sample key nor a patient of "
+            f"the split.{did_you_mean(unknown[0], keys.tolist())}"
+        )
+    return np.asarray(np.isin(keys, names) | np.isin(patients, names))
