@@ -1,0 +1,290 @@
+"""Putting a batch together: memory, pieces of reading work, and the finished mapping."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from streaming_balance.errors import ConfigError
+from streaming_balance.storage.reader import Reader
+from streaming_balance.storage.shards import ShardSet
+from streaming_balance.training.buffers import BufferPool
+from streaming_balance.training.transforms import KeyedTransform, Sample
+
+Batch = dict[str, Any]
+Submit = Callable[[Callable[[], None]], None]
+# Rows are filled in pieces of at least so many bytes; smaller ones cost more in queueing.
+PIECE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRequest:
+    """Which samples make one rank's batch, and where they stand in the run."""
+
+    epoch: int
+    """Number of the epoch."""
+    step: int
+    """Number of the global batch in the epoch."""
+    samples: NDArray[np.int64]
+    """`(b,)` sample numbers, in delivery order."""
+    slots: NDArray[np.int64]
+    """`(b,)` positions in the global batch, before it was dealt to ranks."""
+    global_size: int
+    """Samples in the global batch."""
+    num_ranks: int
+    """Ranks that share the global batch."""
+
+
+class PendingBatch:
+    """A batch whose rows are being filled.
+
+    Args:
+        request: what it will hold.
+        num_bytes: memory it takes.
+        collect: gives the arrays of the batch once all rows are filled.
+        num_pieces: pieces of work it waits for.
+    """
+
+    def __init__(
+        self,
+        request: BatchRequest,
+        *,
+        num_bytes: int,
+        collect: Callable[[], Batch],
+        num_pieces: int,
+    ) -> None:
+        self.request, self.num_bytes = request, num_bytes
+        self.done = threading.Event()
+        self._collect, self._missing = collect, num_pieces
+        self._errors: dict[int, BaseException] = {}
+        self._lock = threading.Lock()
+        self.cancelled = False
+        """Nobody wants it any more: pieces still queued do nothing."""
+        if not num_pieces:
+            self.done.set()
+
+    def run(self, number: int, piece: Callable[[], None]) -> None:
+        """Do one piece of work; whatever it raises waits for the batch's turn."""
+        try:
+            if not self.cancelled:
+                piece()
+        except BaseException as error:  # noqa: BLE001 - raised again where the batch is taken
+            self._errors[number] = error
+        with self._lock:
+            self._missing -= 1
+            finished = not self._missing
+        if finished:
+            self.done.set()
+
+    def take(self) -> Batch:
+        """Give the arrays of the finished batch, or raise what went wrong first in row order."""
+        if self._errors:
+            raise self._errors[min(self._errors)]
+        return self._collect()
+
+
+class BatchAssembler:
+    """Knows what a batch of a split looks like and how to fill it.
+
+    Args:
+        shards: the data set.
+        split: name of the split.
+        reader: reads its samples.
+        pool: lends the memory.
+        dtype: numpy dtype of the images in the batch, or None for the stored one.
+        size: wanted space (D, H, W) or (H, W), centre cropped or padded; None keeps each shape.
+        transform: the user's transform per sample, or None.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        split: str,
+        *,
+        reader: Reader,
+        pool: BufferPool,
+        dtype: np.dtype[Any] | None,
+        size: tuple[int, ...] | None,
+        transform: KeyedTransform | None,
+    ) -> None:
+        self._reader, self._pool = reader, pool
+        self._dtype, self._size, self._transform = dtype, size, transform
+        self._labels, self._keys = shards.labels(split), shards.keys(split)
+        self._patients = shards.patients(split)
+        self._fields = shards.arrays
+
+    def num_bytes(self, request: BatchRequest) -> int:
+        """Count the bytes of memory the arrays of a batch take."""
+        return sum(
+            int(np.prod(shape)) * self._dtype_of([sample], field).itemsize
+            for field in self._fields
+            for sample in self._having(request, field)
+            for shape in [self._row_shape(sample, field)]
+        )
+
+    def begin(self, request: BatchRequest, *, num_bytes: int, submit: Submit) -> PendingBatch:
+        """Take memory for a batch and queue the reading of its rows.
+
+        Args:
+            request: which samples.
+            num_bytes: memory it takes, from `num_bytes`.
+            submit: queues a piece of work.
+
+        Returns:
+            The batch, done once all its pieces have run.
+        """
+        pieces: list[Callable[[], None]] = []
+        if self._transform is None:
+            collect = self._plan_rows(request, pieces)
+        else:
+            collect = self._plan_samples(request, self._transform, pieces)
+        pending = PendingBatch(
+            request,
+            num_bytes=num_bytes,
+            collect=collect,
+            num_pieces=len(pieces),
+        )
+        for number, piece in enumerate(pieces):
+            submit(lambda number=number, piece=piece: pending.run(number, piece))  # type: ignore[misc]
+        return pending
+
+    def _plan_rows(
+        self, request: BatchRequest, pieces: list[Callable[[], None]]
+    ) -> Callable[[], Batch]:
+        """Fill the rows of the batch in place, a few neighbours at a time."""
+        arrays: Batch = {}
+        for field in self._fields:
+            having = self._having(request, field)
+            shapes = [self._row_shape(sample, field) for sample in having]
+            if len(having) == len(request.samples) and len(set(shapes)) == 1:
+                stacked = self._lend((len(having), *shapes[0]), having, field)
+                arrays[field] = stacked
+                pieces += self._row_pieces(stacked.numpy(), having, field)
+            else:
+                arrays[field] = self._plan_single(request, field, pieces)
+        return lambda: self._described(request) | arrays
+
+    def _plan_single(
+        self, request: BatchRequest, field: str, pieces: list[Callable[[], None]]
+    ) -> list[torch.Tensor | None]:
+        """Fill one tensor per sample where shapes differ; None where a sample has no such array."""
+        singles: list[torch.Tensor | None] = []
+        for sample in request.samples.tolist():
+            if not self._reader.has(sample, field):
+                singles.append(None)
+                continue
+            tensor = self._lend(self._row_shape(sample, field), [sample], field)
+            pieces += self._row_pieces(tensor.numpy()[None], [sample], field)
+            singles.append(tensor)
+        return singles
+
+    def _row_pieces(
+        self, rows: NDArray[Any], samples: Sequence[int], field: str
+    ) -> list[Callable[[], None]]:
+        """Cut the filling of rows into pieces worth queueing."""
+        at_once = max(1, PIECE_BYTES // max(1, rows[:1].nbytes))
+        return [
+            lambda first=first: self._reader.read_into(  # type: ignore[misc]
+                samples[first : first + at_once], rows[first : first + at_once], field=field
+            )
+            for first in range(0, len(samples), at_once)
+        ]
+
+    def _plan_samples(
+        self, request: BatchRequest, transform: KeyedTransform, pieces: list[Callable[[], None]]
+    ) -> Callable[[], Batch]:
+        """Read and transform each sample on its own, then stack what fits together."""
+        results: list[Sample] = [{} for _ in request.samples]
+
+        def piece(place: int) -> Callable[[], None]:
+            def work() -> None:
+                results[place] = transform(
+                    self._read_sample(request, place),
+                    epoch=request.epoch,
+                    step=request.step,
+                    slot=int(request.slots[place]),
+                )
+
+            return work
+
+        pieces += [piece(place) for place in range(len(results))]
+        return lambda: self._described(request) | _collate(results)
+
+    def _read_sample(self, request: BatchRequest, place: int) -> Sample:
+        """Read one sample into memory of its own."""
+        number = int(request.samples[place])
+        sample: Sample = {}
+        for field in self._fields:
+            if self._reader.has(number, field):
+                tensor = self._lend(self._row_shape(number, field), [number], field)
+                self._reader.read_into([number], tensor.numpy()[None], field=field)
+                sample[field] = tensor
+        return sample | {
+            "label": int(self._labels[number]),
+            "key": str(self._keys[number]),
+            "patient": str(self._patients[number]),
+            "sample": number,
+        }
+
+    def _described(self, request: BatchRequest) -> Batch:
+        """Give everything of a batch but its arrays."""
+        samples = request.samples
+        return {
+            "label": torch.from_numpy(self._labels[samples].astype(np.int64)),
+            "key": self._keys[samples].tolist(),
+            "patient": self._patients[samples].tolist(),
+            "sample": torch.from_numpy(samples.copy()),
+            "slot": torch.from_numpy(request.slots.copy()),
+            "epoch": request.epoch,
+            "step": request.step,
+            "loss_scale": len(samples) * request.num_ranks / request.global_size,
+        }
+
+    def _having(self, request: BatchRequest, field: str) -> list[int]:
+        """List the samples of a request that have an array."""
+        return [n for n in request.samples.tolist() if self._reader.has(n, field)]
+
+    def _row_shape(self, sample: int, field: str) -> tuple[int, ...]:
+        """Give the shape a sample takes in the batch, with its channel axis."""
+        stored = self._reader.shape(sample, field)
+        if self._size is None:
+            return stored
+        if len(stored) != len(self._size) + 1:
+            raise ConfigError(
+                f"size is {self._size}, but {self._keys[sample]} has {field} of shape {stored}; "
+                f"give one length per axis of space ({len(stored) - 1}), without the channels."
+            )
+        return (stored[0], *self._size)
+
+    def _dtype_of(self, samples: Sequence[int], field: str) -> np.dtype[Any]:
+        """Give the dtype an array takes in the batch: masks keep their own."""
+        if field == "image" and self._dtype is not None:
+            return self._dtype
+        return np.result_type(*{self._reader.dtype(sample, field) for sample in samples})
+
+    def _lend(self, shape: tuple[int, ...], samples: Sequence[int], field: str) -> torch.Tensor:
+        """Take memory from the pool."""
+        return self._pool.lend(shape, self._dtype_of(samples, field))
+
+
+def _collate(samples: Sequence[Sample]) -> Batch:
+    """Stack what has equal shapes, keep the rest as lists, name by name."""
+    batch: Batch = {}
+    for name in samples[0]:
+        values = [sample.get(name) for sample in samples]
+        if isinstance(values[0], np.ndarray | torch.Tensor):
+            tensors = [value if value is None else torch.as_tensor(value) for value in values]
+            shapes = {None if tensor is None else tensor.shape for tensor in tensors}
+            same = len(shapes) == 1 and None not in shapes
+            batch[name] = torch.stack([t for t in tensors if t is not None]) if same else tensors
+        elif all(isinstance(value, int | float) for value in values):
+            batch[name] = torch.tensor(values)
+        else:
+            batch[name] = values
+    return batch

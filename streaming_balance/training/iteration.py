@@ -1,0 +1,336 @@
+"""What both loaders share: where iteration stands, and the machinery that delivers batches."""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from streaming_balance.errors import BalanceError, ConfigError
+from streaming_balance.storage.reader import Verify
+from streaming_balance.storage.shards import ShardSet
+from streaming_balance.training.batches import Batch, BatchAssembler, BatchRequest
+from streaming_balance.training.buffers import BufferPool
+from streaming_balance.training.environment import default_num_threads
+from streaming_balance.training.readahead import ReadAhead
+from streaming_balance.training.state import Position
+from streaming_balance.training.threads import ReaderThreads
+from streaming_balance.training.transforms import KeyedTransform, Transform
+
+# Enough to keep several volumes of 33 MB under way without crowding out the training itself.
+DEFAULT_PREFETCH_BYTES = 512 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """How batches are read and handed over; the same for training and evaluation."""
+
+    dtype: torch.dtype | None
+    """Dtype of the images, or None for the stored one. Masks always keep theirs."""
+    size: tuple[int, ...] | None
+    """Wanted space (D, H, W) or (H, W), centre cropped or zero padded; None keeps each shape."""
+    transform: Transform | None
+    """The user's transform per sample, on the reader threads."""
+    batch_transform: Callable[[Batch], Batch] | None
+    """The user's transform per batch, in the thread that iterates, after the copy to the device."""
+    device: torch.device | None
+    """Where tensors go; None leaves them in (pinned) memory."""
+    num_threads: int
+    """Reader threads."""
+    prefetch_bytes: int
+    """Most bytes of batches under way."""
+    verify: Verify
+    """When checksums are compared: `first` touch, `always` or `never`."""
+
+
+def delivery(
+    *,
+    dtype: torch.dtype | None,
+    size: tuple[int, ...] | None,
+    transform: Transform | None,
+    batch_transform: Callable[[Batch], Batch] | None,
+    device: str | torch.device | None,
+    num_threads: int | None,
+    prefetch_bytes: int | None,
+    verify: Verify,
+) -> Delivery:
+    """Check how batches are to be delivered.
+
+    Raises:
+        ConfigError: names the setting and the value.
+    """
+    threads = default_num_threads() if num_threads is None else num_threads
+    budget = DEFAULT_PREFETCH_BYTES if prefetch_bytes is None else prefetch_bytes
+    for setting, value, least in (("num_threads", threads, 1), ("prefetch_bytes", budget, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(f"{setting} is {value!r}; it must be an integer >= {least}, or None.")
+    lengths = None if size is None else tuple(size)
+    if lengths is not None and not all(isinstance(n, int) and n > 0 for n in lengths):
+        raise ConfigError(f"size is {size!r}; it must be lengths such as (128, 128, 128), or None.")
+    _numpy_dtype(dtype)
+    return Delivery(
+        dtype=dtype,
+        size=lengths,
+        transform=transform,
+        batch_transform=batch_transform,
+        device=None if device is None else torch.device(device),
+        num_threads=threads,
+        prefetch_bytes=budget,
+        verify=verify,
+    )
+
+
+class PlannedLoader(ABC):
+    """Delivers the batches of a plan, and knows which one comes next.
+
+    Iterating goes on where the training loop stopped: the rest of an epoch left by `break`, else
+    the next epoch. A batch counts as delivered once `next` has returned it.
+
+    Args:
+        shards: the data set.
+        split: name of the split.
+        delivery: how batches are read and handed over.
+        seed: seed of transforms.
+    """
+
+    def __init__(self, shards: ShardSet, split: str, *, delivery: Delivery, seed: int) -> None:
+        self._shards, self._split, self._delivery, self._seed = shards, split, delivery, seed
+        self._position = Position(0, 0)
+        self._engine: _Engine | None = None
+        self._live: weakref.ref[_LoaderIterator] | None = None
+        self._closed = False
+        self._samples = self._bytes = 0
+        self._seconds_waited = 0.0
+        self._class_counts = np.zeros(len(shards.classes), dtype=np.int64)
+
+    @abstractmethod
+    def _num_steps(self, epoch: int) -> int:
+        """Count this loader's batches in an epoch."""
+
+    @abstractmethod
+    def _request(self, position: Position) -> BatchRequest:
+        """Say what the batch at a position holds."""
+
+    @abstractmethod
+    def _following(self, position: Position) -> Position | None:
+        """Give the position to read ahead after this one, or None to stop there."""
+
+    def __len__(self) -> int:
+        """Count the steps of a whole epoch."""
+        return self._num_steps(self._position.epoch)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next batch."""
+        return self._position.epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Go on with the rest of the epoch, or with the next one.
+
+        Raises:
+            BalanceError: another iterator of this loader is still in use, or it is closed.
+        """
+        self._refuse_if_closed()
+        if self._live_iterator() is not None:
+            raise BalanceError(
+                "this loader already has an iterator in use; two would take batches from each "
+                "other. Finish it, delete it, or build a second loader."
+            )
+        iterator = _LoaderIterator(self, self._position.epoch)
+        self._live = weakref.ref(iterator)
+        return iterator
+
+    def stats(self) -> dict[str, Any]:
+        """Give what was delivered so far by this process.
+
+        Returns:
+            `samples` and `bytes` delivered, `seconds_waited` by the training loop for batches,
+            and `class_counts`, label -> samples.
+        """
+        counts = zip(self._shards.classes, self._class_counts.tolist(), strict=True)
+        return {
+            "samples": self._samples,
+            "bytes": self._bytes,
+            "seconds_waited": self._seconds_waited,
+            "class_counts": dict(counts),
+        }
+
+    def close(self) -> None:
+        """End the reader threads and close the shards; batches handed out stay valid."""
+        self._closed = True
+        self._shut_engine()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _deliver(self, epoch: int) -> Batch | None:
+        """Give the next batch of `epoch` and move on; None when the epoch has no more."""
+        self._refuse_if_closed()
+        if self._position.epoch != epoch:
+            return None
+        started = time.perf_counter()
+        request, batch, num_bytes = self._running_engine().ahead.take(self._position)
+        if self._delivery.device is not None:
+            batch = _moved(batch, self._delivery.device)
+        self._seconds_waited += time.perf_counter() - started
+        if self._delivery.batch_transform is not None:
+            batch = self._delivery.batch_transform(batch)
+        self._count(request, num_bytes)
+        self._position = self._after(self._position)
+        return batch
+
+    def _count(self, request: BatchRequest, num_bytes: int) -> None:
+        """Add a delivered batch to the statistics."""
+        labels = self._shards.labels(self._split)[request.samples]
+        self._class_counts += np.bincount(labels, minlength=len(self._class_counts))
+        self._samples += len(request.samples)
+        self._bytes += num_bytes
+
+    def _after(self, position: Position) -> Position:
+        """Give the position after a batch: the next step, or the start of the next epoch."""
+        if position.step + 1 < self._num_steps(position.epoch):
+            return Position(position.epoch, position.step + 1)
+        return Position(position.epoch + 1, 0)
+
+    def _move_to(self, position: Position) -> None:
+        """Stand somewhere else from now on."""
+        if self._live_iterator() is not None:
+            raise BalanceError(
+                "this loader has an iterator in use; its position cannot change under it. Leave "
+                "the loop first."
+            )
+        self._position = position
+
+    def _live_iterator(self) -> _LoaderIterator | None:
+        """Give the iterator that may still ask for batches."""
+        iterator = None if self._live is None else self._live()
+        return None if iterator is None or iterator.finished else iterator
+
+    def _refuse_if_closed(self) -> None:
+        """Refuse to deliver after `close`."""
+        if self._closed:
+            raise BalanceError("this loader is closed; build a new one.")
+
+    def _running_engine(self) -> _Engine:
+        """Give the machinery of this process, started on first use and anew after a fork."""
+        if self._engine is None or self._engine.process != os.getpid():
+            self._engine = _Engine(self)
+        return self._engine
+
+    def _shut_engine(self) -> None:
+        """End threads and close files, if this process started them."""
+        engine, self._engine = self._engine, None
+        if engine is not None and engine.process == os.getpid():
+            engine.close()
+
+
+class _LoaderIterator:
+    """One pass of a for loop; the loader keeps the position."""
+
+    def __init__(self, loader: PlannedLoader, epoch: int) -> None:
+        self._loader, self._epoch = loader, epoch
+        self.finished = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        if self.finished:
+            raise StopIteration
+        batch = self._loader._deliver(self._epoch)
+        if batch is None:
+            self.finished = True
+            raise StopIteration
+        return batch
+
+
+class _Engine:
+    """Threads, files and buffers of one process. Never touched by another one."""
+
+    def __init__(self, loader: PlannedLoader) -> None:
+        how = loader._delivery
+        self.process = os.getpid()
+        self._reader = loader._shards.reader(loader._split, verify=how.verify)
+        self._threads = ReaderThreads(how.num_threads)
+        self.pool = BufferPool(
+            keep_bytes=2 * how.prefetch_bytes + DEFAULT_PREFETCH_BYTES,
+            pinned=torch.cuda.is_available(),
+        )
+        transform = how.transform
+        assembler = BatchAssembler(
+            loader._shards,
+            loader._split,
+            reader=self._reader,
+            pool=self.pool,
+            dtype=_numpy_dtype(how.dtype),
+            size=how.size,
+            transform=None if transform is None else KeyedTransform(transform, seed=loader._seed),
+        )
+        # Bound methods would keep the loader alive through its own engine: a cycle that only the
+        # garbage collector breaks. A weak reference lets the loader go with its last user.
+        owner = weakref.ref(loader)
+        self.ahead = ReadAhead(
+            assembler,
+            self._threads,
+            request=lambda position: _alive(owner)._request(position),
+            following=lambda position: _alive(owner)._following(position),
+            budget_bytes=how.prefetch_bytes,
+        )
+
+    def close(self) -> None:
+        """Stop the threads, then close the files they read."""
+        self.ahead.clear()
+        self._threads.close()
+        self._reader.close()
+
+
+def _alive(owner: weakref.ref[PlannedLoader]) -> PlannedLoader:
+    """Give the loader that is asking right now."""
+    loader = owner()
+    assert loader is not None, "a loader asks for its own batches, so it is alive"
+    return loader
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    """Copy the tensors of a batch to a device, asynchronously from pinned memory."""
+    moved: Batch = {}
+    for name, value in batch.items():
+        if isinstance(value, list):
+            moved[name] = [_on_device(item, device) for item in value]
+        else:
+            moved[name] = _on_device(value, device)
+    return moved
+
+
+def _on_device(value: object, device: torch.device) -> object:
+    """Copy one tensor; anything else stays as it is."""
+    return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+
+
+def _numpy_dtype(dtype: torch.dtype | None) -> np.dtype[Any] | None:
+    """Give the numpy dtype that batches are filled in."""
+    if dtype is None:
+        return None
+    try:
+        return torch.empty(0, dtype=dtype).numpy().dtype
+    except (TypeError, RuntimeError) as error:
+        raise ConfigError(
+            f"dtype is {dtype!r}, which cannot be filled in memory. Use torch.float32, "
+            f"torch.float16 or an integer, and cast after the batch is on its device."
+        ) from error

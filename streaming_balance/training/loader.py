@@ -1,0 +1,280 @@
+"""The training loader: balanced global batches, this rank's part of each, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from streaming_balance.config import resolve_balance
+from streaming_balance.errors import ConfigError, ResumeError
+from streaming_balance.plan.epoch import BalancedPlan
+from streaming_balance.plan.ranks import check_ranks
+from streaming_balance.plan.strategy import Strategy
+from streaming_balance.storage.reader import Verify
+from streaming_balance.storage.shards import ShardSet
+from streaming_balance.training.batches import Batch, BatchRequest
+from streaming_balance.training.environment import find_ranks
+from streaming_balance.training.iteration import Delivery, PlannedLoader, delivery
+from streaming_balance.training.state import LoaderState, Position
+from streaming_balance.training.transforms import Transform
+
+
+class BalancedLoader(PlannedLoader):
+    """One rank's part of every global batch of a plan. Build it with `train_loader`.
+
+    Args:
+        shards: the data set.
+        plan: which samples make each global batch.
+        split: name of the split.
+        rank: data-parallel rank.
+        num_ranks: number of data-parallel ranks.
+        delivery: how batches are read and handed over.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        plan: BalancedPlan,
+        *,
+        split: str,
+        rank: int,
+        num_ranks: int,
+        delivery: Delivery,
+    ) -> None:
+        super().__init__(shards, split, delivery=delivery, seed=plan.seed)
+        smallest = plan.batch_size(0, plan.num_steps(0) - 1)
+        check_ranks(rank, num_ranks, global_batch_size=smallest)
+        self.plan = plan
+        self.rank, self.num_ranks = rank, num_ranks
+        self._skipped: tuple[tuple[Position, Position], ...] = ()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch is to be iterated next.
+
+        The current epoch keeps its position, so calling this at the top of every epoch is fine,
+        after a resume too. Another epoch jumps to its first step; what is skipped on the way is
+        kept in the state, and an audit does not count it.
+
+        Args:
+            epoch: at least 0.
+
+        Raises:
+            BalanceError: an iterator of this loader is in use.
+        """
+        if epoch == self._position.epoch:
+            return
+        self.plan.num_steps(epoch)
+        target = Position(epoch, 0)
+        start = self._position
+        self._move_to(target)
+        self._skipped = (*self._skipped, (start, target))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the state: plain values, the same on every rank, to be saved with a checkpoint.
+
+        It counts the batches that the training loop has received, not those read ahead.
+        """
+        return self._state().to_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any], *, carry_exposure: bool = False) -> None:
+        """Continue a run where its state says, on any number of ranks.
+
+        Args:
+            state: what `state_dict` gave, perhaps passed through JSON or `torch.save`.
+            carry_exposure: reserved for continuing under another plan.
+
+        Raises:
+            ResumeError: the state belongs to another plan or other data, or is damaged; lists what
+                differs.
+            BalanceError: an iterator of this loader is in use.
+        """
+        if carry_exposure:
+            raise ConfigError(
+                "carry_exposure=True, continuing under another plan, is not part of this version. "
+                "Build the loader with the settings of the state, or start a new run."
+            )
+        saved = LoaderState.from_dict(state)
+        saved.check_continues(self._state())
+        if saved.position.step >= self.plan.num_steps(saved.position.epoch):
+            raise ResumeError(
+                f"the state stands at {saved.position}, but that epoch has "
+                f"{self.plan.num_steps(saved.position.epoch)} steps; it is damaged. Use an earlier "
+                f"checkpoint."
+            )
+        self._move_to(saved.position)
+        self._skipped = saved.skipped
+
+    def exposure(self) -> NDArray[np.int64]:
+        """Count how often each sample was delivered in this run, over all ranks.
+
+        Returns:
+            `(N,)` deliveries per sample number; skipped spans are not counted.
+        """
+        counts = self.plan.exposure(self._position.epoch, self._position.step)
+        for start, stop in self._skipped:
+            counts = counts - self.plan.exposure(stop.epoch, stop.step)
+            counts = counts + self.plan.exposure(start.epoch, start.step)
+        return counts
+
+    def stats(self) -> dict[str, Any]:
+        """Give what was delivered so far.
+
+        Returns:
+            As for every loader `samples`, `bytes`, `seconds_waited` and `class_counts` of this
+            process; and `exposure_spread`, label -> most minus least often delivered patient of
+            the run, over all ranks.
+        """
+        return super().stats() | {"exposure_spread": self._exposure_spread()}
+
+    def _exposure_spread(self) -> dict[str, int]:
+        """Compare, per class, the patient delivered most with the one delivered least."""
+        _, owner = np.unique(self._shards.patients(self._split), return_inverse=True)
+        labels = self._shards.labels(self._split)
+        counts = self.exposure()
+        spread = {}
+        for number, label in enumerate(self._shards.classes):
+            mine = labels == number
+            owners, place = np.unique(owner[mine], return_inverse=True)
+            per_patient = np.bincount(place, weights=counts[mine], minlength=len(owners))
+            spread[label] = int(np.ptp(per_patient)) if len(owners) else 0
+        return spread
+
+    def _state(self) -> LoaderState:
+        """Give the state as a value."""
+        return LoaderState(
+            plan_digest=self.plan.digest,
+            settings=self.plan.settings,
+            shards_digest=self._shards.digest,
+            position=self._position,
+            skipped=self._skipped,
+        )
+
+    def _num_steps(self, epoch: int) -> int:
+        """Count the global batches of an epoch."""
+        return self.plan.num_steps(epoch)
+
+    def _request(self, position: Position) -> BatchRequest:
+        """Say what this rank's part of a global batch holds."""
+        epoch, step = position.epoch, position.step
+        members = self.plan.batch(epoch, step)
+        slots = self.plan.rank_slots(epoch, step, rank=self.rank, num_ranks=self.num_ranks)
+        return BatchRequest(
+            epoch=epoch,
+            step=step,
+            samples=members[slots],
+            slots=slots,
+            global_size=len(members),
+            num_ranks=self.num_ranks,
+        )
+
+    def _following(self, position: Position) -> Position | None:
+        """Read ahead into the next epoch: training goes on there."""
+        return self._after(position)
+
+
+def train_loader(
+    shards: ShardSet,
+    *,
+    global_batch_size: int,
+    balance: str | Mapping[str, Any] | Strategy | None = None,
+    seed: int | None = None,
+    split: str = "train",
+    rank: int | None = None,
+    num_ranks: int | None = None,
+    dtype: torch.dtype | None = torch.float32,
+    size: tuple[int, ...] | None = None,
+    transform: Transform | None = None,
+    batch_transform: Callable[[Batch], Batch] | None = None,
+    mixing: Mapping[str, Any] | None = None,
+    device: str | torch.device | None = None,
+    num_threads: int | None = None,
+    workers: int = 0,
+    prefetch_bytes: int | None = None,
+    verify: Verify = "first",
+    on_error: Literal["raise", "substitute"] = "raise",
+    exclude: Iterable[str] = (),
+) -> BalancedLoader:
+    """Stream balanced batches of a packed data set for training.
+
+    Args:
+        shards: from `open_shards`.
+        global_batch_size: samples in a global batch, over all ranks, at least one per rank.
+        balance: a strategy's name; a mapping with `name` and options; a `data.balancing` section;
+            the path of a YAML file; a strategy value; None for the natural order.
+        seed: integer in [0, 2**64 - 1]; None takes `compute.seed` of the YAML file, else 0.
+        split: name of a training split.
+        rank: data-parallel rank; None looks at torch.distributed, then at `RANK`.
+        num_ranks: number of data-parallel ranks; None looks at torch.distributed and `WORLD_SIZE`.
+        dtype: dtype of the images; None keeps the stored one. Masks always keep theirs.
+        size: (D, H, W) or (H, W), centre cropped or zero padded; None keeps each sample's shape,
+            and a batch of unequal shapes is then a list of tensors.
+        transform: `transform(sample)` or `transform(sample, rng)` on the reader threads; `rng` is a
+            numpy Generator that depends on the sample's place in the run alone.
+        batch_transform: `batch_transform(batch)` in the thread that iterates.
+        mixing: reserved for audited mixup and cutmix.
+        device: where tensors go; None leaves them in memory, pinned where CUDA is there.
+        num_threads: reader threads; None takes this process's share of the processors, at most 8.
+        workers: reserved for transforms in processes.
+        prefetch_bytes: most bytes of batches read ahead; None is 512 MiB. One batch always is.
+        verify: compare checksums on `first` touch, `always` or `never`.
+        on_error: `raise`; `substitute` is reserved.
+        exclude: sample keys or patient ids to leave out.
+
+    Returns:
+        An iterable of batches: dicts with `image` (b, C, D, H, W) or (b, C, H, W), `label` int64
+        (b,), `seg` when packed, `sample` and `slot` int64 (b,), `key` and `patient` lists, `epoch`,
+        `step` and `loss_scale`.
+
+    Raises:
+        ConfigError: a setting is wrong, or balancing is asked for on a split that is not for
+            training.
+    """
+    _refuse_reserved(mixing=mixing, workers=workers, on_error=on_error)
+    strategy, configured_seed = resolve_balance(balance)
+    if balance is not None and split not in shards.train_splits:
+        raise ConfigError(
+            f"balance is {balance!r} on split {split!r}, which is not for training: a score on "
+            f"balanced data says nothing about patients as they come. Use eval_loader(shards, "
+            f"split={split!r}, ...), or name the split in --train-splits when packing."
+        )
+    if seed is None:
+        seed = 0 if configured_seed is None else configured_seed
+    found_rank, found_num_ranks = find_ranks(rank, num_ranks)
+    plan = BalancedPlan.for_shards(
+        shards,
+        global_batch_size=global_batch_size,
+        balance=strategy,
+        seed=seed,
+        split=split,
+        exclude=exclude,
+    )
+    how = delivery(
+        dtype=dtype,
+        size=size,
+        transform=transform,
+        batch_transform=batch_transform,
+        device=device,
+        num_threads=num_threads,
+        prefetch_bytes=prefetch_bytes,
+        verify=verify,
+    )
+    return BalancedLoader(
+        shards, plan, split=split, rank=found_rank, num_ranks=found_num_ranks, delivery=how
+    )
+
+
+def _refuse_reserved(*, mixing: object, workers: int, on_error: str) -> None:
+    """Refuse arguments whose meaning is fixed but not built yet, rather than ignore them."""
+    if mixing is not None:
+        raise ConfigError(f"mixing is {mixing!r}; audited mixing is not part of this version.")
+    if workers:
+        raise ConfigError(
+            f"workers is {workers!r}; transforms in processes are not part of this version. "
+            f"Use num_threads."
+        )
+    if on_error != "raise":
+        raise ConfigError(f"on_error is {on_error!r}; this version has 'raise' only.")

@@ -1,0 +1,91 @@
+"""Reading ahead of the training loop, by a budget of bytes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from streaming_balance.errors import BalanceError
+from streaming_balance.training.batches import Batch, BatchAssembler, BatchRequest, PendingBatch
+from streaming_balance.training.state import Position
+from streaming_balance.training.threads import ReaderThreads
+
+
+class ReadAhead:
+    """Keeps the next batches under way, in order, within a budget.
+
+    Work is only begun inside `take`, in the thread that calls it: nothing runs on its own, and what
+    is under way after a call is exactly what fits.
+
+    Args:
+        assembler: begins batches.
+        threads: fill them.
+        request: gives what a position asks for, or None past the end of what may be read ahead.
+        following: gives the position after a position.
+        budget_bytes: most bytes under way; one batch always is.
+    """
+
+    def __init__(
+        self,
+        assembler: BatchAssembler,
+        threads: ReaderThreads,
+        *,
+        request: Callable[[Position], BatchRequest],
+        following: Callable[[Position], Position | None],
+        budget_bytes: int,
+    ) -> None:
+        self._assembler, self._threads = assembler, threads
+        self._request, self._following = request, following
+        self._budget_bytes = budget_bytes
+        self._pending: deque[tuple[Position, PendingBatch]] = deque()
+        self.most_bytes = 0
+        """Most bytes that were ever under way at once."""
+
+    def take(self, position: Position) -> tuple[BatchRequest, Batch, int]:
+        """Give the batch at a position, and leave the next ones under way.
+
+        Returns:
+            What was asked for, the batch, and its bytes.
+
+        Raises:
+            ShardError: a sample of this batch could not be read.
+        """
+        if self._pending and self._pending[0][0] != position:
+            self.clear()
+        if not self._pending:
+            self._begin(position, self._request(position))
+        pending = self._pending[0][1]
+        self._threads.wait(pending.done)
+        # Gone from the queue even if it failed: asking again reads it again.
+        self._pending.popleft()
+        batch = pending.take()
+        self._read_on(position)
+        return pending.request, batch, pending.num_bytes
+
+    def clear(self) -> None:
+        """Forget what is under way."""
+        for _, pending in self._pending:
+            pending.cancelled = True
+        self._pending.clear()
+
+    def _read_on(self, delivered: Position) -> None:
+        """Begin the batches after what is under way, until the budget is used."""
+        last = self._pending[-1][0] if self._pending else delivered
+        upcoming = self._following(last)
+        try:
+            while upcoming is not None and self._begin(upcoming, self._request(upcoming)):
+                upcoming = self._following(upcoming)
+        except BalanceError:
+            # A batch that cannot even be begun says so when its turn comes, not before.
+            return
+
+    def _begin(self, position: Position, request: BatchRequest) -> bool:
+        """Begin one batch if it fits the budget; the first one always does."""
+        num_bytes = self._assembler.num_bytes(request)
+        under_way = sum(pending.num_bytes for _, pending in self._pending) + num_bytes
+        if self._pending and under_way > self._budget_bytes:
+            return False
+        begun = self._assembler.begin(request, num_bytes=num_bytes, submit=self._threads.submit)
+        self._pending.append((position, begun))
+        self.most_bytes = max(self.most_bytes, under_way)
+        return True

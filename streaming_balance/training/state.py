@@ -1,0 +1,152 @@
+"""What a loader's saved state holds, and when it may be continued.
+
+A state is a handful of plain values: which plan it belongs to, how far the training loop came, and
+what was left out on the way. It is JSON-able, the same on every rank, and as large at step ten
+million as at step ten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from streaming_balance.errors import ResumeError
+
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Position:
+    """A place in a run: the batch that comes next."""
+
+    epoch: int
+    """Number of the epoch, from 0."""
+    step: int
+    """Number of the global batch in the epoch, from 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoaderState:
+    """Everything needed to continue a run, or to say who was seen in it."""
+
+    plan_digest: str
+    """Digest of the plan: samples, patients, labels and settings."""
+    settings: Mapping[str, Any]
+    """The plan's settings in clear."""
+    shards_digest: str
+    """Digest of the data set's content."""
+    position: Position
+    """The batch that the training loop gets next."""
+    skipped: tuple[tuple[Position, Position], ...]
+    """Jumps by `set_epoch`: from the batch that would have come next, to the one that did."""
+    substitutions: tuple[Mapping[str, Any], ...] = ()
+    """This rank's records of samples that stood in for damaged ones."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the state as plain values.
+
+        Examples:
+            >>> state = LoaderState(plan_digest="a", settings={"seed": 1}, shards_digest="b",
+            ...     position=Position(2, 5), skipped=((Position(0, 9), Position(2, 0)),))
+            >>> LoaderState.from_dict(state.to_dict()) == state
+            True
+        """
+        return {
+            "version": STATE_VERSION,
+            "plan_digest": self.plan_digest,
+            "settings": dict(self.settings),
+            "shards_digest": self.shards_digest,
+            "position": {"epoch": self.position.epoch, "step": self.position.step},
+            "skipped": [
+                {"from": [start.epoch, start.step], "to": [stop.epoch, stop.step]}
+                for start, stop in self.skipped
+            ],
+            "substitutions": [dict(record) for record in self.substitutions],
+        }
+
+    @classmethod
+    def from_dict(cls, state: object) -> LoaderState:
+        """Read a state, as saved by `state_dict` and perhaps passed through JSON.
+
+        Raises:
+            ResumeError: something is missing, of another type, or from another version.
+        """
+        if not isinstance(state, Mapping):
+            raise ResumeError(
+                f"the state is a {type(state).__name__}; it must be what state_dict() gave."
+            )
+        version = state.get("version")
+        if version != STATE_VERSION:
+            raise ResumeError(
+                f"the state has version {version!r}; this release reads version {STATE_VERSION}. "
+                f"Continue with the release that wrote it, or start a new run."
+            )
+        try:
+            return _read(state)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ResumeError(
+                f"the state is damaged ({type(error).__name__}: {error}); it must be what "
+                f"state_dict() gave. Use an earlier checkpoint."
+            ) from error
+
+    def check_continues(self, other: LoaderState) -> None:
+        """Refuse to continue a run of another plan or other data.
+
+        Args:
+            other: the state of the loader that is asked to continue this one.
+
+        Raises:
+            ResumeError: lists every field with what the state has and what the loader has.
+        """
+        mine, theirs = self.settings, other.settings
+        differences = [
+            f"{name}: state has {mine.get(name)!r}, loader has {theirs.get(name)!r}"
+            for name in sorted({*mine, *theirs})
+            if mine.get(name) != theirs.get(name)
+        ]
+        if self.plan_digest != other.plan_digest and not differences:
+            differences.append(
+                f"samples, patients or labels: state has plan digest {self.plan_digest}, "
+                f"loader has {other.plan_digest}"
+            )
+        if self.shards_digest != other.shards_digest:
+            differences.append(
+                f"shards_digest: state has {self.shards_digest}, loader has {other.shards_digest}"
+            )
+        if differences:
+            raise ResumeError(
+                "the state belongs to another run. "
+                + "; ".join(differences)
+                + ". Build the loader with the state's values, or start a new run."
+            )
+
+
+def _read(state: Mapping[str, Any]) -> LoaderState:
+    """Pick a state apart, type by type."""
+    skipped = [
+        (_position(*jump["from"]), _position(*jump["to"])) for jump in list(state["skipped"])
+    ]
+    return LoaderState(
+        plan_digest=_text(state["plan_digest"]),
+        settings=dict(state["settings"].items()),
+        shards_digest=_text(state["shards_digest"]),
+        position=_position(state["position"]["epoch"], state["position"]["step"]),
+        skipped=tuple(skipped),
+        substitutions=tuple(dict(record.items()) for record in list(state["substitutions"])),
+    )
+
+
+def _position(epoch: object, step: object) -> Position:
+    """Check that a position is two whole numbers from 0."""
+    for number in (epoch, step):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise ValueError(f"position ({epoch!r}, {step!r}) is not two whole numbers from 0")
+    return Position(int(str(epoch)), int(str(step)))
+
+
+def _text(value: object) -> str:
+    """Check that a digest is text."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a digest")
+    return value

@@ -1,0 +1,88 @@
+"""Reader threads: they take pieces of work from a queue and never outlive their owner."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import weakref
+from collections.abc import Callable
+
+from streaming_balance.errors import BalanceError
+
+Work = Callable[[], None]
+
+# How often someone who waits looks whether the threads are still there.
+LIVENESS_SECONDS = 1.0
+
+
+class ReaderThreads:
+    """A fixed number of threads that run pieces of work in the order they were given.
+
+    The threads know the queue and nothing else, so they keep no loader alive. They end when the
+    owner closes them, is collected, or the interpreter exits.
+
+    Args:
+        count: number of threads, at least 1.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.process = os.getpid()
+        self._work: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(
+                target=_run, args=(self._work,), name=f"streaming-balance-reader-{n}", daemon=True
+            )
+            for n in range(count)
+        ]
+        self._stop = weakref.finalize(self, _stop, self._work, self._threads, self.process)
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, work: Work) -> None:
+        """Queue a piece of work; it must not raise."""
+        self._work.put(work)
+
+    def wait(self, done: threading.Event) -> None:
+        """Wait until work is done.
+
+        Raises:
+            BalanceError: the threads are gone, so that it never will be: after a fork, say.
+        """
+        while not done.wait(LIVENESS_SECONDS):
+            if not all(thread.is_alive() for thread in self._threads):
+                raise BalanceError(
+                    f"the reader threads of process {self.process} are gone (this is process "
+                    f"{os.getpid()}). Begin a new iteration in the process that uses the loader."
+                )
+
+    def close(self) -> None:
+        """End the threads and wait for them; may be called twice."""
+        self._stop()
+
+
+def _run(work: queue.SimpleQueue[Work | None]) -> None:
+    """Do pieces of work until told to stop."""
+    while (piece := work.get()) is not None:
+        piece()
+        # A finished piece holds buffers; waiting for the next one must not keep them.
+        del piece
+
+
+def _stop(
+    work: queue.SimpleQueue[Work | None], threads: list[threading.Thread], process: int
+) -> None:
+    """Drop what is queued, tell every thread to stop, and wait for it."""
+    if os.getpid() != process:
+        return
+    while not work.empty():
+        try:
+            work.get_nowait()
+        except queue.Empty:
+            break
+    for _ in threads:
+        work.put(None)
+    for thread in threads:
+        # Collection may run on one of the threads themselves.
+        if thread is not threading.current_thread():
+            thread.join()
