@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-import io
+import ast
 import math
+import re
 import zipfile
 import zlib
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
-from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from streaming_balance.errors import ShardError
 from streaming_balance.ingest.sources import GZIP_MAX_RATIO, SourceReader
 from streaming_balance.ingest.volume import AXES_OF_DIMENSIONS, DEFAULT_MAX_VOLUME_BYTES, Volume
 
+MAGIC = b"\x93NUMPY"
+# Format version -> bytes before the header's text: magic, version and the text's length.
+HEADER_PREFIX_BYTES = {b"\x01\x00": 10, b"\x02\x00": 12}
+DTYPE_TEXT = re.compile(r"\|b1|[<>|=]?(?:[iu][1248]|f[248])")
+MAX_DIMENSIONS = 32
 # An .npy header is 128 bytes for any image; numpy's own limit is 10,000 characters.
 MAX_HEADER_BYTES = 10_000
 READ_BYTES = 1 << 20
-AXES_OF_IMAGES = ("HW", "CHW", "DHW", "CDHW")
+# What zipfile raises for damage; the last four for offsets that lead nowhere, for encryption and
+# for features of later zip versions.
+ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    ValueError,
+    OSError,
+    RuntimeError,
+    NotImplementedError,
+)
 
 
 def read_array_file(
@@ -47,7 +62,7 @@ def read_array_file(
         else:
             array = _read_npy(source, max_bytes)
     found_axes = axes or AXES_OF_DIMENSIONS.get(array.ndim, "")
-    if len(found_axes) != array.ndim or not array.size:
+    if not found_axes or len(found_axes) != array.ndim or not array.size:
         raise ShardError(
             f"{path}: array of shape {array.shape}; expected {axes or 'HW, DHW or CDHW'} with at "
             "least 1 voxel along every axis."
@@ -82,15 +97,18 @@ def _read_npz(source: SourceReader, max_bytes: int) -> NDArray[np.generic]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-            if len(members) != 1 or not members[0].filename.endswith(".npy"):
+            kinds = {member.compress_type for member in members}
+            if len(members) != 1 or not kinds <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
                 raise ShardError(
-                    f"{path}: holds {len(members)} members; expected exactly one array. "
-                    "Save it alone: np.savez_compressed(path, image=array)."
+                    f"{path}: holds {len(members)} members; expected exactly one array, stored or "
+                    "deflated. Save it alone: np.savez_compressed(path, image=array)."
                 )
             with archive.open(members[0]) as file:
                 most = members[0].compress_size * GZIP_MAX_RATIO + MAX_HEADER_BYTES
                 return _read_member(cast(BinaryIO, file), path, max_bytes, most)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except ShardError:
+        raise
+    except ZIP_ERRORS as error:
         raise ShardError(
             f"{path}: damaged or unsupported zip ({type(error).__name__}). Fetch the file again."
         ) from error
@@ -110,32 +128,35 @@ def _read_member(
         raw[filled : filled + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
         filled += len(piece)
         piece = file.read(READ_BYTES)
-    if filled < len(raw):
-        raise ShardError(f"{path}: expected {len(raw)} bytes of values, found {filled}.")
+    # Reaching the end makes zipfile compare its checksum.
+    if filled < len(raw) or piece or file.read(1):
+        found = filled if filled < len(raw) else "more"
+        raise ShardError(f"{path}: expected {len(raw)} bytes of values, found {found}.")
     return _shaped(raw, dtype, shape, is_fortran)
 
 
 def _header(start: bytes, path: Path) -> tuple[np.dtype[Any], tuple[int, ...], bool, int]:
     """Read dtype, shape, order and length of an `.npy` header."""
-    stream = io.BytesIO(start)
+    prefix = HEADER_PREFIX_BYTES.get(start[6:8], 0)
+    if not start.startswith(MAGIC) or not prefix:
+        raise ShardError(f"{path}: not an .npy header of format 1 or 2; save it with np.save.")
+    end = prefix + int.from_bytes(start[8:prefix], "little")
     try:
-        version = npy_format.read_magic(stream)
-        if version == (1, 0):
-            shape, is_fortran, dtype = npy_format.read_array_header_1_0(stream)
-        elif version == (2, 0):
-            shape, is_fortran, dtype = npy_format.read_array_header_2_0(stream)
-        else:
-            raise ShardError(f"{path}: .npy format {version}; expected 1.0 or 2.0.")
-    except (ValueError, TypeError, RecursionError, MemoryError) as error:
-        # Nested brackets exhaust Python's parser, hence the last two. numpy's message quotes
-        # the header, which may hold anything, so it is not repeated here.
-        raise ShardError(f"{path}: not an .npy header; save the array with np.save.") from error
-    if dtype.kind not in "biuf" or dtype.itemsize > 8:
+        header = ast.literal_eval(start[prefix:end].decode("latin-1").strip())
+        dtype, shape, is_fortran = header["descr"], header["shape"], header["fortran_order"]
+    except (SyntaxError, ValueError, TypeError, KeyError, MemoryError, RecursionError) as error:
+        # Nested brackets exhaust Python's parser, hence the last two. The header itself may hold
+        # anything, so it is not repeated here.
+        raise ShardError(f"{path}: not a readable .npy header; save it with np.save.") from error
+    if not isinstance(dtype, str) or not DTYPE_TEXT.fullmatch(dtype):
         raise ShardError(
-            f"{path}: dtype {dtype.kind}{dtype.itemsize}; expected bool, integer or float of at "
-            "most 8 bytes. Arrays of objects are pickles and are never read."
+            f"{path}: its dtype is none that is read; expected bool, integer or float of at most 8 "
+            "bytes. Arrays of objects are pickles and are never read."
         )
-    return dtype, shape, is_fortran, stream.tell()
+    is_shape = isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape)
+    if not is_shape or len(shape) > MAX_DIMENSIONS or type(is_fortran) is not bool:
+        raise ShardError(f"{path}: the .npy header has no usable shape; save it with np.save.")
+    return np.dtype(dtype), shape, is_fortran, end
 
 
 def _checked_count(
@@ -144,7 +165,7 @@ def _checked_count(
     """Count the numbers of an array and refuse what cannot be true before allocating."""
     count = math.prod(shape)
     wanted = count * dtype.itemsize
-    if min(shape, default=0) < 0 or wanted > max_bytes or wanted > most_bytes:
+    if wanted > max_bytes or wanted > most_bytes:
         raise ShardError(
             f"{path}: header announces shape {shape}, {wanted} bytes of values; the file holds at "
             f"most {most_bytes}, and at most {max_bytes} are allowed."
