@@ -11,6 +11,7 @@ import pytest
 
 from streaming_balance.errors import ConfigError, ShardError
 from streaming_balance.storage.descriptors import DescriptorPool, ExpectedFile, read_fully
+from tests.building import open_files
 
 
 def write_files(folder: Path, count: int) -> list[ExpectedFile]:
@@ -27,17 +28,6 @@ def read_bytes(pool: DescriptorPool, shard: int, offset: int, length: int) -> li
     buffer = bytearray(length)
     pool.read(shard, [memoryview(buffer)], offset, "a test")
     return list(buffer)
-
-
-def open_descriptors() -> set[str]:
-    """Give what the descriptors of this process point at, by the system's own list."""
-    places = set()
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            places.add(str(entry.readlink()))
-        except FileNotFoundError:  # the descriptor that listed the folder
-            continue
-    return places
 
 
 @pytest.fixture
@@ -104,7 +94,7 @@ def test_the_pool_never_holds_more_files_than_its_bound(tmp_path: Path) -> None:
         for shard in range(10):
             assert read_bytes(pool, shard, 0, 1) == [shard]
             assert pool.num_open <= 3
-        ours = {place for place in open_descriptors() if place.startswith(str(tmp_path))}
+        ours = {place for place in open_files() if place.startswith(str(tmp_path))}
         assert len(ours) == 3
 
 
@@ -150,7 +140,7 @@ def test_closing_leaves_files_in_use_open_until_their_lease_ends(tmp_path: Path)
     with pool.lease(0) as held:
         pool.close()
         assert os.pread(held, 1, 7) == bytes([7])
-    assert not {place for place in open_descriptors() if place.startswith(str(tmp_path))}
+    assert not {place for place in open_files() if place.startswith(str(tmp_path))}
     pool.close()
 
 
@@ -213,7 +203,7 @@ def test_a_shard_of_another_length_is_refused_with_both_lengths(tmp_path: Path) 
         pytest.raises(ShardError, match=r"size 100, index says 120"),
     ):
         read_bytes(pool, 0, 0, 1)
-    assert not {place for place in open_descriptors() if place.startswith(str(tmp_path))}
+    assert not {place for place in open_files() if place.startswith(str(tmp_path))}
 
 
 def test_an_empty_shard_is_called_an_empty_file(tmp_path: Path) -> None:
