@@ -297,10 +297,11 @@ def read_fully(descriptor: int, buffers: Sequence[memoryview], offset: int) -> i
         (bytearray(b'67'), bytearray(b'89...'))
     """
     wanted = sum(len(buffer) for buffer in buffers)
-    found = _read_some(descriptor, buffers, offset)
+    found = 0
     # One call is enough but for reads above 2 GiB, signals and files that end early.
     while found < wanted:
-        more = _read_some(descriptor, _after(buffers, found), offset + found)
+        rest = _after(buffers, found) if found else buffers
+        more = _read_some(descriptor, rest, offset + found)
         if more == 0:
             break
         found += more
