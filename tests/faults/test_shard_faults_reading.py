@@ -204,7 +204,9 @@ def test_a_shard_cut_during_use_is_an_error_and_no_sigbus(
 
 def test_a_missing_table_names_the_way_to_rebuild_it(cohort: Path) -> None:
     (cohort / "samples.arrow").unlink()
-    with pytest.raises(ShardError, match=r"samples.arrow.*[Rr]un the same pack command"):
+    with pytest.raises(
+        ShardError, match=r"samples\.arrow: the sample table is missing.*pack command again"
+    ):
         open_shards(cohort)
 
 
@@ -213,7 +215,7 @@ def test_a_table_cut_anywhere_is_refused(cohort: Path) -> None:
     whole = path.read_bytes()
     for cut in [0, 1, len(whole) - 1, *range(8, len(whole), 97)]:
         path.write_bytes(whole[:cut])
-        with pytest.raises(ShardError, match="samples.arrow"):
+        with pytest.raises(ShardError, match=r"samples\.arrow"):
             open_shards(cohort)
 
 
@@ -224,7 +226,7 @@ def test_a_table_with_any_flipped_bit_is_refused(cohort: Path) -> None:
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
-        with pytest.raises(ShardError, match="samples.arrow"):
+        with pytest.raises(ShardError, match=r"samples\.arrow"):
             open_shards(cohort)
 
 
@@ -233,13 +235,13 @@ def test_a_manifest_cut_or_flipped_is_refused(cohort: Path) -> None:
     whole = path.read_bytes()
     for cut in range(0, len(whole) - 1, 61):
         path.write_bytes(whole[:cut])
-        with pytest.raises(ShardError, match="manifest.json"):
+        with pytest.raises(ShardError, match=r"manifest\.json"):
             open_shards(cohort)
     for bit in np.random.default_rng(7).permutation(len(whole) * 8)[:200].tolist():
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
-        with pytest.raises(ShardError, match="manifest.json"):
+        with pytest.raises(ShardError, match=r"manifest\.json"):
             open_shards(cohort)
 
 
@@ -253,7 +255,7 @@ def test_a_table_of_another_pack_is_refused_by_its_pack_id(tmp_path: Path) -> No
     pack(tmp_path / "one", random_samples(2, seed=1))
     pack(tmp_path / "other", random_samples(2, seed=2))
     shutil.copy(tmp_path / "other" / "samples.arrow", tmp_path / "one" / "samples.arrow")
-    with pytest.raises(ShardError, match="samples.arrow"):
+    with pytest.raises(ShardError, match=r"samples\.arrow"):
         open_shards(tmp_path / "one")
     # A table whose blocks the manifest vouches for is still of the pack it names.
     manifest = read_manifest(tmp_path / "one")
@@ -413,7 +415,12 @@ def test_an_input_output_error_names_shard_sample_and_offset(cohort: Path, tmp_p
     output, _ = read_with_injection(cohort, "error=EIO", tmp_path)
     assert output.startswith("ShardError 5: ")
     assert "Input/output error" in output
-    for part in ("train-000000.tar", "sample 'train-00", "at byte 512", "streaming-balance verify"):
+    for part in (
+        "train-000000.tar",
+        "sample 'train-00",
+        "at byte 4096",
+        "streaming-balance verify",
+    ):
         assert part in output
 
 
@@ -437,8 +444,7 @@ def test_a_call_that_asks_to_be_repeated_is_repeated(cohort: Path, tmp_path: Pat
     assert output.startswith("ShardError 11: ")
 
 
-def test_short_counts_are_read_on(cohort: Path, tmp_path: Path) -> None:
-    # A read that returns 0 bytes is the end of the file, whatever the file's size says.
+def test_a_file_that_ends_where_it_should_not_is_a_short_read(cohort: Path, tmp_path: Path) -> None:
     output, _ = read_with_injection(cohort, "retval=0:when=2", tmp_path)
     assert "short read" in output
 
