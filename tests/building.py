@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from streaming_balance.storage.manifest import Manifest
+from streaming_balance.storage.layout import MANIFEST_NAME, TABLE_NAME
+from streaming_balance.storage.manifest import Manifest, manifest_text, read_manifest
+from streaming_balance.storage.table_file import write_table
 from streaming_balance.storage.writer import EncodedSample, PackWriter, encode_array
 
 AXES = {2: "HW", 3: "DHW", 4: "CDHW"}
@@ -91,6 +94,31 @@ def pack(
 def by_key(samples: Sequence[Sample]) -> dict[str, Sample]:
     """Index samples by key."""
     return {sample.key: sample for sample in samples}
+
+
+def table_column(folder: Path, name: str) -> list[Any]:
+    """Give the values of one column of a data set's sample table."""
+    table = pa.ipc.open_file((folder / TABLE_NAME).read_bytes()).read_all()
+    return list(table.column(name).to_pylist())
+
+
+def rewrite_column(
+    folder: Path, name: str, values: Sequence[object], *, kind: pa.DataType | None = None
+) -> None:
+    """Replace one column of a sample table and let the manifest vouch for the result."""
+    table = pa.ipc.open_file((folder / TABLE_NAME).read_bytes()).read_all()
+    place = table.schema.names.index(name)
+    field = table.schema.field(place) if kind is None else pa.field(name, kind)
+    if pa.types.is_dictionary(field.type):
+        words = table.column(place).chunk(0).dictionary
+        codes = [words.to_pylist().index(value) for value in values]
+        indices = pa.array(codes, field.type.index_type)
+        column = pa.DictionaryArray.from_arrays(indices, words)
+    else:
+        column = pa.array(values, field.type)
+    entry = write_table(folder / TABLE_NAME, table.set_column(place, field, column))
+    manifest = read_manifest(folder)
+    (folder / MANIFEST_NAME).write_text(manifest_text(replace(manifest, table=entry)))
 
 
 def open_files() -> set[str]:

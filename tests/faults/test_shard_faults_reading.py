@@ -16,11 +16,17 @@ import pyarrow as pa
 import pytest
 
 from streaming_balance.errors import BalanceError, ShardError, SplitError
-from streaming_balance.storage.manifest import Manifest, manifest_text, read_manifest
+from streaming_balance.storage.manifest import manifest_text, read_manifest
 from streaming_balance.storage.shards import open_shards
-from streaming_balance.storage.table_file import write_table
 from streaming_balance.storage.verify import verify_shards
-from tests.building import Sample, open_files, pack, random_samples
+from tests.building import (
+    Sample,
+    open_files,
+    pack,
+    random_samples,
+    rewrite_column,
+    table_column,
+)
 
 SHAPE = (2, 6, 5, 4)
 
@@ -274,23 +280,11 @@ def test_a_newer_format_names_the_release_that_reads_it(cohort: Path) -> None:
         open_shards(cohort)
 
 
-def craft_table(folder: Path, column: str, row: int, value: int | None) -> None:
+def craft(folder: Path, name: str, row: int, value: object) -> None:
     """Change one value of the sample table and let the manifest vouch for the result."""
-    manifest = read_manifest(folder)
-    path = folder / manifest.table.name
-    table = pa.ipc.open_file(path.read_bytes()).read_all()
-    place = table.schema.names.index(column)
-    values = table.column(place).to_pylist()
+    values = table_column(folder, name)
     values[row] = value
-    changed = table.set_column(
-        place, table.schema.field(place), pa.array(values, table.schema.field(place).type)
-    )
-    rewrite(folder, manifest, changed)
-
-
-def rewrite(folder: Path, manifest: Manifest, table: pa.Table) -> None:
-    entry = write_table(folder / manifest.table.name, table)
-    (folder / "manifest.json").write_text(manifest_text(replace(manifest, table=entry)))
+    rewrite_column(folder, name, values)
 
 
 BEYOND = {
@@ -309,14 +303,14 @@ BEYOND = {
 def test_an_offset_outside_its_shard_is_refused_before_anything_is_read(
     cohort: Path, member: str, name: str
 ) -> None:
-    craft_table(cohort, f"{member}.offset", 1, BEYOND[name])
+    craft(cohort, f"{member}.offset", 1, BEYOND[name])
     with pytest.raises(ShardError, match=r"row 1, sample 'train-00\d'"):
         open_shards(cohort)
 
 
 @pytest.mark.parametrize("size", [0, -1, 1 << 20, (1 << 63) - 1, -(1 << 63)])
 def test_a_size_that_does_not_fit_its_shard_is_refused(cohort: Path, size: int) -> None:
-    craft_table(cohort, "image.bytes", 2, size)
+    craft(cohort, "image.bytes", 2, size)
     with pytest.raises(ShardError, match="row 2, sample 'train-00"):
         open_shards(cohort)
 
@@ -325,56 +319,40 @@ def test_overlapping_members_are_refused(cohort: Path) -> None:
     shards = open_shards(cohort)
     first, second = shards.packed_order("train")[:2].tolist()
     places = shards.table.members("train", "image")
-    craft_table(cohort, "image.offset", second, int(places.offset[first]))
+    craft(cohort, "image.offset", second, int(places.offset[first]))
     with pytest.raises(ShardError, match="claim the same bytes"):
         open_shards(cohort)
 
 
 @pytest.mark.parametrize("shard", [-1, 99, 1 << 30])
 def test_a_shard_number_the_manifest_does_not_have_is_refused(cohort: Path, shard: int) -> None:
-    craft_table(cohort, "shard", 0, shard)
+    craft(cohort, "shard", 0, shard)
     with pytest.raises(ShardError, match="row 0"):
         open_shards(cohort)
 
 
 @pytest.mark.parametrize("side", [0, -1, 1 << 30])
 def test_a_shape_that_its_bytes_cannot_hold_is_refused(cohort: Path, side: int) -> None:
-    manifest = read_manifest(cohort)
-    table = pa.ipc.open_file((cohort / "samples.arrow").read_bytes()).read_all()
-    place = table.schema.names.index("image.shape")
-    shapes = table.column(place).to_pylist()
-    shapes[0] = [side, *shapes[0][1:]]
-    field = table.schema.field(place)
-    rewrite(cohort, manifest, table.set_column(place, field, pa.array(shapes, field.type)))
+    craft(cohort, "image.shape", 0, [side, *SHAPE[1:]])
     with pytest.raises(ShardError, match="row 0, sample 'train-00"):
         open_shards(cohort)
 
 
 def test_an_offset_of_2_to_the_63_has_no_place_in_the_table(cohort: Path) -> None:
-    manifest = read_manifest(cohort)
-    table = pa.ipc.open_file((cohort / "samples.arrow").read_bytes()).read_all()
-    place = table.schema.names.index("image.offset")
-    values = table.column(place).to_pylist()
+    values = table_column(cohort, "image.offset")
     values[0] = 1 << 63
-    rewrite(
-        cohort, manifest, table.set_column(place, "image.offset", pa.array(values, pa.uint64()))
-    )
+    rewrite_column(cohort, "image.offset", values, kind=pa.uint64())
     with pytest.raises(ShardError, match=r"samples\.arrow"):
         open_shards(cohort)
 
 
 def test_a_patient_in_two_splits_is_refused_at_opening_and_listed_by_verify(cohort: Path) -> None:
-    manifest = read_manifest(cohort)
-    table = pa.ipc.open_file((cohort / "samples.arrow").read_bytes()).read_all()
-    place = table.schema.names.index("patient")
-    patients = table.column(place).combine_chunks()
-    indices = patients.indices.to_pylist()
-    indices[-1] = indices[0]
-    crafted = pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), patients.dictionary)
-    rewrite(cohort, manifest, table.set_column(place, table.schema.field(place), crafted))
+    # The last patient of training also owns the last sample, which is one for validation.
+    values = table_column(cohort, "patient")
+    craft(cohort, "patient", -1, values[5])
     with pytest.raises((SplitError, ShardError)):
         open_shards(cohort)
-    assert not verify_shards(cohort).ok
+    assert [problem.shard for problem in verify_shards(cohort).problems] == ["samples.arrow"]
 
 
 READING_SCRIPT = """

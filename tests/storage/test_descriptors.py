@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import threading
@@ -327,3 +328,77 @@ def test_reading_at_the_very_end_reads_nothing(tmp_path: Path) -> None:
     files = write_files(tmp_path, 1)
     with files[0].path.open("rb") as file:
         assert read_fully(file.fileno(), [memoryview(bytearray(4))], 100) == 0
+
+
+class FailingReads:
+    """Makes `os.preadv` fail with a system error a number of times, then lets it work."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: OSError, times: int) -> None:
+        self.left = times
+        real_preadv = os.preadv
+
+        def failing(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+            if self.left:
+                self.left -= 1
+                raise error
+            return real_preadv(descriptor, buffers, offset)
+
+        monkeypatch.setattr(os, "preadv", failing)
+
+
+def test_a_disk_error_keeps_its_number_and_names_file_and_offset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = write_files(tmp_path, 1)
+    FailingReads(monkeypatch, OSError(errno.EIO, "Input/output error"), 1)
+    with DescriptorPool(files) as pool, pytest.raises(ShardError) as caught:
+        read_bytes(pool, 0, 30, 4)
+    assert caught.value.errno == errno.EIO
+    assert "reading a test at byte 30 failed: Input/output error" in str(caught.value)
+    assert str(files[0].path) in str(caught.value)
+
+
+def test_a_stale_handle_is_opened_again_once_and_must_lead_to_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = write_files(tmp_path, 1)
+    stale = OSError(errno.ESTALE, "Stale file handle")
+    with DescriptorPool(files) as pool:
+        FailingReads(monkeypatch, stale, 1)
+        assert read_bytes(pool, 0, 30, 2) == [30, 31]
+        FailingReads(monkeypatch, stale, 2)
+        with pytest.raises(ShardError, match="Stale file handle"):
+            read_bytes(pool, 0, 30, 2)
+        FailingReads(monkeypatch, stale, 1)
+        (tmp_path / "new").write_bytes(bytes(100))
+        (tmp_path / "new").rename(files[0].path)
+        with pytest.raises(ShardError, match="replaced while in use"):
+            read_bytes(pool, 0, 30, 2)
+
+
+def test_a_stale_handle_of_a_closed_pool_is_not_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = DescriptorPool(write_files(tmp_path, 1))
+
+    def close_and_fail(_descriptor: int, _buffers: list[memoryview], _offset: int) -> int:
+        pool.close()
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(os, "preadv", close_and_fail)
+    with pytest.raises(ShardError, match="its reader was closed"):
+        read_bytes(pool, 0, 0, 1)
+
+
+@pytest.mark.parametrize(("times", "works"), [(2, True), (3, False)])
+def test_a_read_that_asks_to_be_repeated_is_tried_three_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int, works: bool
+) -> None:
+    again = BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+    with DescriptorPool(write_files(tmp_path, 1)) as pool:
+        FailingReads(monkeypatch, again, times)
+        if works:
+            assert read_bytes(pool, 0, 30, 2) == [30, 31]
+        else:
+            with pytest.raises(ShardError, match="temporarily unavailable"):
+                read_bytes(pool, 0, 30, 2)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from streaming_balance.errors import ConfigError, ShardError
+from streaming_balance.storage import members as members_module
 from streaming_balance.storage.filling import SLAB_BYTES, centre_overlap
 from streaming_balance.storage.reader import Reader, Verify
 from streaming_balance.storage.shards import ShardSet, open_shards
@@ -548,3 +549,20 @@ def test_a_real_volume_reads_as_nibabel_reads_it(tmp_path: Path, shared_data: Pa
     volume = np.asarray(image.dataobj)
     shards = packed(tmp_path, [Sample(key="P1", image=volume)], codec="blosc")
     np.testing.assert_array_equal(shards.read("train", 0)["image"], volume)
+
+
+def test_only_the_pages_used_last_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Four samples to a page and two pages make the table of a billion samples small.
+    monkeypatch.setattr(members_module, "TABLE_BLOCK_ROWS", 4)
+    monkeypatch.setattr(members_module, "_MAX_PAGES", 2)
+    samples = [*random_samples(18), *random_samples(3, split="val", seed=4)]
+    shards = packed(tmp_path, samples)
+    expected = images(shards, samples)
+    out = np.zeros((18, 2, 6, 5, 4), np.int16)
+    with shards.reader("train") as reader, shards.reader("val") as val:
+        for order in (np.arange(18), np.random.default_rng(0).permutation(18)):
+            reader.read_into(order, out)
+            for row, sample in zip(out, order, strict=True):
+                np.testing.assert_array_equal(row, expected[sample])
+        for number, image in enumerate(images(shards, samples, "val")):
+            np.testing.assert_array_equal(val.read(number), image)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import subprocess
 import tarfile
@@ -8,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 
 from streaming_balance.storage.shards import ShardSet, open_shards
 from streaming_balance.storage.verify import Problem, verify_shards
-from tests.building import Sample, pack, random_samples
+from tests.building import Sample, pack, random_samples, rewrite_column, table_column
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,3 +211,110 @@ def test_the_report_counts_what_the_manifest_lists(tmp_path: Path) -> None:
     pack(tmp_path, [Sample(key="P1", image=np.zeros((3, 3), np.uint8))])
     report = verify_shards(tmp_path)
     assert (report.ok, report.samples) == (True, 1)
+
+
+def replace_payload(cohort: Cohort, field: str, sample: int, content: bytes) -> None:
+    """Replace a member's bytes by as many others, and its checksum in the table with it."""
+    shard, offset, size, _ = place_of(cohort, field, sample)
+    assert len(content) == size
+    overwrite(shard, offset, content)
+    checksums = table_column(cohort.folder, f"{field}.xxh3")
+    checksums[sample] = xxhash.xxh3_64_intdigest(content)
+    rewrite_column(cohort.folder, f"{field}.xxh3", checksums)
+
+
+def payload_of(cohort: Cohort, field: str, sample: int) -> bytes:
+    shard, offset, size, _ = place_of(cohort, field, sample)
+    return shard.read_bytes()[offset : offset + size]
+
+
+def member_problem(cohort: Cohort, field: str, sample: int) -> str:
+    """Give the one problem that names a sample, which must name this member too."""
+    _, offset, _, key = place_of(cohort, field, sample)
+    (problem,) = [problem for problem in cohort.problems() if problem.key is not None]
+    assert (problem.key, problem.offset) == (key, offset)
+    assert problem.problem.startswith(f"{key}.{field}")
+    return problem.problem
+
+
+def test_a_class_file_that_contradicts_the_table_is_found(cohort: Cohort) -> None:
+    replace_payload(cohort, "cls", 0, b"1")
+    assert "holds b'1', the table says class b'0'" in member_problem(cohort, "cls", 0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (b'"label":"HGG"', b'"label":"LGG"', "says label 'LGG', the table says 'HGG'"),
+        (b'"patient":"train', b'"patient":"trail', "says patient 'trail"),
+        (b'"label":"HGG"', b'"labelx:"HGG"', "is not JSON"),
+    ],
+)
+def test_details_that_contradict_the_table_are_found(
+    cohort: Cohort, old: bytes, new: bytes, expected: str
+) -> None:
+    content = payload_of(cohort, "json", 1)
+    assert old in content
+    replace_payload(cohort, "json", 1, content.replace(old, new))
+    assert expected in member_problem(cohort, "json", 1)
+
+
+def test_details_must_be_an_object(cohort: Cohort) -> None:
+    size = len(payload_of(cohort, "json", 1))
+    replace_payload(
+        cohort,
+        "json",
+        1,
+        b"[" + b"1," * ((size - 3) // 2) + b"1".ljust(size - 2 - 2 * ((size - 3) // 2)) + b"]",
+    )
+    assert "is no JSON object" in member_problem(cohort, "json", 1)
+
+
+def test_voxels_that_contradict_their_digest_are_found(cohort: Cohort) -> None:
+    digests = table_column(cohort.folder, "image.voxels")
+    digests[3] = "0" * 32
+    rewrite_column(cohort.folder, "image.voxels", digests)
+    text = member_problem(cohort, "image", 3)
+    assert f"the table says {'0' * 32}" in text
+
+
+def test_a_header_that_contradicts_the_table_is_found(cohort: Cohort) -> None:
+    shapes = table_column(cohort.folder, "image.shape")
+    shapes[2] = [2, 5, 6, 4]
+    rewrite_column(cohort.folder, "image.shape", shapes)
+    text = member_problem(cohort, "image", 2)
+    assert "holds int16 (2, 6, 5, 4), the table says int16 (2, 5, 6, 4)" in text
+
+
+def test_an_array_that_cannot_be_decoded_is_found(cohort: Cohort) -> None:
+    content = payload_of(cohort, "image", 4)
+    replace_payload(cohort, "image", 4, b"NOT-NUMPY" + content[9:])
+    assert "cannot be decoded" in member_problem(cohort, "image", 4)
+
+
+def test_a_shard_that_cannot_be_reached_is_a_problem(cohort: Cohort) -> None:
+    cohort.shard(0).unlink()
+    cohort.shard(0).symlink_to(cohort.shard(0))
+    (problem,) = cohort.problems()
+    assert problem.shard == cohort.shard(0).name
+    assert "cannot be read: Too many levels" in problem.problem
+
+
+def test_members_the_disk_cannot_read_are_listed_one_by_one(
+    cohort: Cohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_descriptor: int, _buffers: list[memoryview], _offset: int) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", fail)
+    problems = cohort.problems()
+    assert len(problems) == 8 * 3
+    assert all("cannot be read: Input/output error" in problem.problem for problem in problems)
+
+
+def test_a_member_of_another_size_than_its_row_says_is_found(cohort: Cohort) -> None:
+    sizes = table_column(cohort.folder, "json.bytes")
+    sizes[0] -= 1
+    rewrite_column(cohort.folder, "json.bytes", sizes)
+    texts = [problem.problem for problem in cohort.problems()]
+    assert any(f"has {sizes[0] + 1} bytes at byte" in text for text in texts)
