@@ -74,11 +74,13 @@ def order_cases(
     """
     cases = cohort.cases
     check_patients(cases)
+    if check_splits(cases):
+        # First, because a patient listed once per split has the same key twice as well.
+        check_patients_apart([case.patient for case in cases], [str(case.split) for case in cases])
     check_keys(cases)
     check_labels(cases)
     class_order = order_classes(cases, classes)
     assigned, rule = _assigned_splits(cases, split, seed)
-    check_patients_apart([case.patient for case in cases], assigned)
     present = tuple(rule) if rule else order_splits(assigned)
     splits = tuple(name for name in present if name in set(assigned))
     place = {name: number for number, name in enumerate(splits)}

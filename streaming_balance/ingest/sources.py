@@ -132,7 +132,7 @@ class SourceReader:
         Raises:
             ShardError: the file ends before it.
         """
-        scratch = memoryview(bytearray(SKIP_BYTES))
+        scratch = memoryview(bytearray(min(SKIP_BYTES, position - self.position)))
         while self.position < position:
             wanted = min(SKIP_BYTES, position - self.position)
             if self._fill(scratch[:wanted]) < wanted:

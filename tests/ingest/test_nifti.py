@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from streaming_balance.errors import ShardError
+from streaming_balance.ingest import sources
 from streaming_balance.ingest.nifti import read_nifti, scale_exactly, stamps_of_nifti
 from streaming_balance.ingest.volume import check_values
 
@@ -291,6 +293,21 @@ def test_a_compressed_file_under_an_uncompressed_name_is_read(tmp_path: Path) ->
     whole = written(tmp_path / "a.nii.gz", small()).read_bytes()
     (tmp_path / "b.nii").write_bytes(whole)
     assert read_nifti(tmp_path / "b.nii").array.tolist() == small().tolist()
+
+
+def test_without_isal_the_standard_library_reads_and_refuses_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = written(tmp_path / "a.nii.gz", small()).read_bytes()
+    (tmp_path / "cut.nii.gz").write_bytes(whole[:-9])
+    (tmp_path / "bad.nii.gz").write_bytes(whole[:30] + bytes(20) + whole[50:])
+    monkeypatch.setitem(sys.modules, "isal", None)
+    sources._read_errors.cache_clear()
+    assert read_nifti(tmp_path / "a.nii.gz").array.tolist() == small().tolist()
+    for name in ("cut.nii.gz", "bad.nii.gz"):
+        with pytest.raises(ShardError, match="cut short or damaged"):
+            read_nifti(tmp_path / name)
+    sources._read_errors.cache_clear()
 
 
 def test_padding_after_the_voxels_is_no_harm(tmp_path: Path) -> None:
