@@ -23,8 +23,9 @@ HIGH_PER_LOW = 2.8
 SMALLEST_SIDE = 8
 
 NECROSIS, OEDEMA, ENHANCING = 1, 2, 4  # the labels of BraTS masks
-NOISE = 90.0
-"""Standard deviation of the voxel noise; about what healthy tissue varies."""
+# Standard deviation of the voxel noise: enough that a few steps of training do not settle the rare
+# class, little enough that balanced ones do.
+NOISE = 60.0
 # Healthy tissue, and what each part of a tumour adds to it.
 TISSUE: Mapping[str, float] = {"t1": 620.0, "t1ce": 640.0, "t2": 420.0, "flair": 460.0}
 CONTRAST: Mapping[str, Mapping[int, float]] = {

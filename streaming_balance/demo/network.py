@@ -1,0 +1,98 @@
+"""A small 3-D network, trained for a few steps and judged class by class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from streaming_balance.plan.keys import stream_key
+
+CHANNELS = (12, 24)
+LEARNING_RATE = 3e-3
+# Stored intensities are a few hundred; the network wants numbers around one.
+INTENSITY_SCALE = 500.0
+
+
+class SmallNetwork(nn.Module):
+    """Two strided convolutions, then the mean and the maximum of every channel.
+
+    Args:
+        modalities: channels of a volume.
+        num_classes: classes to tell apart.
+        seed: names the random stream of the initial weights; the global generator is not touched.
+    """
+
+    def __init__(self, modalities: int, num_classes: int, *, seed: int) -> None:
+        super().__init__()
+        first, second = CHANNELS
+        self.features = nn.Sequential(
+            nn.Conv3d(modalities, first, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv3d(first, second, 3, stride=2, padding=1),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(2 * second, num_classes)
+        generator = torch.Generator().manual_seed(stream_key(seed, "demo-weights") % 2**63)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                if parameter.ndim > 1:
+                    nn.init.kaiming_normal_(parameter, generator=generator)
+                else:
+                    parameter.zero_()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Give class scores.
+
+        Args:
+            image: `(B, C, D, H, W)` stored intensities as float32.
+
+        Returns:
+            `(B, num_classes)` scores before softmax.
+        """
+        features = self.features(image / INTENSITY_SCALE)
+        pooled = torch.cat([features.mean((2, 3, 4)), features.amax((2, 3, 4))], dim=1)
+        scores: Tensor = self.head(pooled)
+        return scores
+
+
+def train_network(network: SmallNetwork, batches: Iterable[Mapping[str, Any]]) -> float:
+    """Take one step of Adam per batch.
+
+    Returns:
+        The last batch's mean cross-entropy, in nats.
+    """
+    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+    loss_value = float("nan")
+    for batch in batches:
+        loss = nn.functional.cross_entropy(network(batch["image"]), batch["label"])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        loss_value = float(loss.detach())
+    return loss_value
+
+
+@torch.no_grad()
+def recall_by_class(
+    network: SmallNetwork, batches: Iterable[Mapping[str, Any]], classes: Sequence[str]
+) -> dict[str, float]:
+    """Give, for every class, the part of its samples the network names right.
+
+    Returns:
+        label -> recall in [0, 1], in class order; NaN for a class without samples.
+    """
+    right = np.zeros(len(classes))
+    there = np.zeros(len(classes))
+    for batch in batches:
+        labels = batch["label"]
+        hits = labels[network(batch["image"]).argmax(dim=1) == labels]
+        there += torch.bincount(labels, minlength=len(classes)).numpy()
+        right += torch.bincount(hits, minlength=len(classes)).numpy()
+    return {
+        label: float(right[number] / there[number]) if there[number] else float("nan")
+        for number, label in enumerate(classes)
+    }
