@@ -288,7 +288,7 @@ def _read_row(row: NDArray[np.uint8], file: int, start: int) -> None:
     """Read one volume whole."""
     done = 0
     while done < row.nbytes:
-        done += os.preadv(file, [memoryview(row)[done:]], start + done)
+        done += os.preadv(file, [row.data[done:]], start + done)
 
 
 def contenders(setup: Setup) -> list[Contender]:
