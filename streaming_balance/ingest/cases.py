@@ -80,7 +80,7 @@ def stamps_of(path: Path) -> tuple[SourceStamp, ...]:
     except OSError as error:
         if isinstance(error, ShardError):
             raise
-        raise ShardError(f"{path}: the file is missing.") from error
+        raise ShardError(f"{path}: cannot be opened ({error.strerror}).") from error
     for stamp in stamps:
         if not stamp.path.is_file():
             raise ShardError(f"{path}: not a regular file.")

@@ -16,7 +16,13 @@ LAYOUTS = ("brats", "manifest")
 TABLE_SUFFIXES = (".csv", ".parquet", ".pq")
 
 
-def find_cohort(source: Path, *, layout: str | None = None, labels: Path | None = None) -> Cohort:
+def find_cohort(
+    source: Path,
+    *,
+    layout: str | None = None,
+    labels: Path | None = None,
+    ignored: tuple[Path, ...] = (),
+) -> Cohort:
     """List the cases of a source without reading voxels.
 
     Args:
@@ -24,6 +30,7 @@ def find_cohort(source: Path, *, layout: str | None = None, labels: Path | None 
         layout: "brats", "manifest", or None to tell from the source.
         labels: a CSV or Parquet table with the columns `patient` and `label`, `split` or both,
             optionally `sample`, and further columns. It fills in or overrides what the source says.
+        ignored: files and folders in the source that belong to the call, such as the output.
 
     Returns:
         The cohort; its cases are in the order of their places.
@@ -37,7 +44,7 @@ def find_cohort(source: Path, *, layout: str | None = None, labels: Path | None 
     if chosen == "manifest":
         cohort = find_in_manifest(source)
     else:
-        cohort = find_in_folders(source, ignored=() if labels is None else (labels,))
+        cohort = find_in_folders(source, ignored=ignored if labels is None else (*ignored, labels))
     if given is not None:
         cohort = apply_labels(cohort, given)
     assert cohort.found == len(cohort.cases) + len(cohort.rejected)

@@ -60,7 +60,7 @@ def find_in_folders(source: Path, *, ignored: tuple[Path, ...] = ()) -> Cohort:
         source: holds class folders of case folders, or case folders straight away (whose labels
             must then come from a table). Files are named CASE_MODALITY or CASE-MODALITY, the mask
             CASE_seg.
-        ignored: files in the source that belong to the call, such as the labels table.
+        ignored: files and folders in the source that belong to the call, such as the labels table.
 
     Returns:
         A case per folder that has every modality that at least half of the folders have; images
@@ -96,11 +96,13 @@ def find_in_folders(source: Path, *, ignored: tuple[Path, ...] = ()) -> Cohort:
 def _children(folder: Path, findings: _Findings, skipped: set[Path]) -> Iterator[Path]:
     """Give the folders below one; everything else there is reported."""
     for path in sorted(folder.iterdir()):
+        if path.resolve() in skipped:
+            continue
         if is_system_file(path):
             findings.reject(path, "a file or folder of the operating system, not an image.")
         elif path.is_dir():
             yield path
-        elif path.resolve() not in skipped:
+        else:
             findings.reject(path, "not in a case folder: expected CLASS/CASE/CASE_MODALITY.nii.gz.")
 
 

@@ -116,7 +116,8 @@ def write_shards(
         raise ConfigError("size resamples, crop_or_pad does not; give one of the two.")
     check_jobs(jobs)
     place, target = Path(source), Path(out)
-    cohort = find_cohort(place, layout=layout, labels=None if labels is None else Path(labels))
+    table = None if labels is None else Path(labels)
+    cohort = find_cohort(place, layout=layout, labels=table, ignored=(target,))
     _check_anything_found(cohort, place)
     order = order_cases(
         cohort,

@@ -140,6 +140,14 @@ def test_foreign_files_are_reported_and_never_sampled(
     assert cohort.found == 10
 
 
+def test_the_output_may_lie_inside_the_source(tmp_path: Path, make_case: Make) -> None:
+    make_case(tmp_path / "HGG/P1")
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed/train-000000.tar").write_bytes(b"x")
+    assert find_cohort(tmp_path).found == 2
+    assert find_cohort(tmp_path, ignored=(tmp_path / "packed",)).found == 1
+
+
 def test_pairs_count_as_one_image_and_lone_voxels_are_named(tmp_path: Path) -> None:
     import nibabel as untyped
     import numpy as np
@@ -277,7 +285,7 @@ def test_rows_that_cannot_be_packed_are_rejected_with_their_line(
     for text, part in zip(
         told,
         [
-            "missing",
+            "No such file",
             "0 bytes",
             "mask without image",
             "image without mask",
@@ -285,7 +293,7 @@ def test_rows_that_cannot_be_packed_are_rejected_with_their_line(
             "operating system",
             "not a NIfTI",
             "modality 'image' is missing",
-            "missing",
+            "No such file",
         ],
         strict=True,
     ):
