@@ -178,3 +178,16 @@ def test_a_long_intersection_is_cut_and_counted() -> None:
 
 def test_customary_split_names_come_in_the_customary_order() -> None:
     assert order_splits(["b", "test", "val", "a", "train"]) == ("train", "val", "test", "a", "b")
+
+
+def test_a_split_never_changes_between_releases() -> None:
+    # Frozen: a cohort packed again by a later release must not move patients into validation.
+    patients = [f"P{number}" for number in range(12)]
+    fractions = {"train": 0.5, "val": 0.25, "test": 0.25}
+    assigned = split_patients(patients, ["a"] * 8 + ["b"] * 4, fractions=fractions, seed=42)
+    members = {split: [p for p in patients if assigned[p] == split] for split in fractions}
+    assert members == {
+        "train": ["P1", "P2", "P3", "P4", "P8", "P10"],
+        "val": ["P0", "P5", "P11"],
+        "test": ["P6", "P7", "P9"],
+    }
