@@ -120,7 +120,7 @@ def check_together(blocks: Sequence[Block]) -> None:
     keys = pa.chunked_array([block.batch.column("key") for block in blocks], pa.utf8())
     folded = pc.ascii_lower(keys)
     if pc.count_distinct(folded).as_py() != len(folded):
-        counts = pc.value_counts(folded).combine_chunks()
+        counts = pc.value_counts(folded)
         twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")[0]
         raise ShardError(f"key {twice.as_py()!r} stands in more than one row, or differs in case")
     for before, after in itertools.pairwise(blocks):
@@ -131,7 +131,7 @@ def check_together(blocks: Sequence[Block]) -> None:
 def check_splits(blocks: Iterable[Block], manifest: Manifest) -> None:
     """Check that splits lie where the manifest says, classes are its own, and patients in one.
 
-    Reads two columns of every block, which need not be checked yet.
+    Reads two columns of every block; all but the first need not be checked yet.
 
     Raises:
         ShardError: rows, splits or classes are not what the manifest says.
@@ -145,6 +145,7 @@ def check_splits(blocks: Iterable[Block], manifest: Manifest) -> None:
     for block in blocks:
         patients, splits = block.codes("patient"), block.codes("split")
         if owner is None:
+            _check_arrow(block)
             _check_words(block, manifest)
             owner = np.full(len(block.batch.column("patient").dictionary), -1, dtype=np.int8)
         rows = slice(block.first_row, block.first_row + len(splits))

@@ -19,6 +19,7 @@ class DurableFile:
         """The name it will have."""
         self.size = 0
         """Bytes written so far."""
+        self._is_published = False
         self._temporary = final.with_name(temporary_name(final.name))
         self._temporary.unlink(missing_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -47,17 +48,18 @@ class DurableFile:
         """
         with _named(self.final):
             os.fsync(self._descriptor)
-            os.close(self._descriptor)
-            self._descriptor = -1
             self._temporary.replace(self.final)
+            self._is_published = True
+        self.discard()
         sync_folder(self.final.parent)
 
     def discard(self) -> None:
-        """Close and remove the file unless it is published; safe to call twice."""
+        """Close the file, and remove it unless it is published; safe to call twice."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-            self._temporary.unlink(missing_ok=True)
+            if not self._is_published:
+                self._temporary.unlink(missing_ok=True)
 
 
 @contextmanager

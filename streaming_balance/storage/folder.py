@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import weakref
+from contextlib import suppress
 from pathlib import Path
 
-from streaming_balance.errors import ConfigError, ShardError
+from streaming_balance.errors import BalanceError, ConfigError, ShardError
 from streaming_balance.storage.durable import sync_folder
 from streaming_balance.storage.layout import (
     BLOCK,
@@ -105,6 +106,13 @@ def make_folder(folder: Path) -> None:
         raise ConfigError(
             f"{folder} cannot be made a folder: {error.strerror}; pack into another place"
         ) from error
+
+
+def remove_stale_lock(folder: Path) -> None:
+    """Remove the lock of a packer that died after its last write; a living one keeps its own."""
+    if (folder / LOCK_NAME).exists():
+        with suppress(BalanceError):
+            FolderLock(folder).release()
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -64,15 +64,15 @@ def stored_table(path: Path, entry: TableEntry, in_memory_bytes: int) -> pa.Buff
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            if size != entry.bytes:
-                raise ShardError(f"size {size:,} bytes, the manifest says {entry.bytes:,}")
-            if size >= in_memory_bytes:
+            if size == entry.bytes and size >= in_memory_bytes:
                 return pa.memory_map(str(path)).read_buffer()
-            stored = file.read(size)
+            stored = file.read(entry.bytes) if size == entry.bytes else b""
     except FileNotFoundError as error:
         raise ShardError("the sample table is missing") from error
     except OSError as error:
         raise ShardError(f"the sample table cannot be read: {error.strerror}") from error
+    if size != entry.bytes:
+        raise ShardError(f"size {size:,} bytes, the manifest says {entry.bytes:,}")
     if len(stored) != size:
         raise ShardError(f"the sample table shrank to {len(stored):,} bytes while it was read")
     return pa.py_buffer(stored)
@@ -100,14 +100,15 @@ def opened_reader(stored: pa.Buffer, manifest: Manifest) -> pa.RecordBatchFileRe
     Raises:
         ShardError: no Arrow file, of another pack, or with other columns or blocks.
     """
-    try:
-        reader = pa.ipc.open_file(stored)
-        schema, blocks = reader.schema, reader.num_record_batches
-    except (pa.ArrowException, OSError) as error:
-        raise ShardError(f"this is no Arrow file: {error}") from error
     expected = table_schema(
         columns=manifest.columns, arrays=manifest.arrays, pack_id=manifest.pack_id
     )
+    try:
+        reader = pa.ipc.open_file(stored)
+        schema, blocks = reader.schema, reader.num_record_batches
+        names = schema.names
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ShardError(f"this is no Arrow file: {error}") from error
     found = (schema.metadata or {}).get(b"pack_id", b"").decode("ascii", "replace")
     if found != manifest.pack_id:
         raise ShardError(
@@ -115,7 +116,7 @@ def opened_reader(stored: pa.Buffer, manifest: Manifest) -> pa.RecordBatchFileRe
             "are of two packs"
         )
     if not schema.equals(expected, check_metadata=True):
-        raise ShardError(f"the columns are {schema.names}, expected {expected.names}")
+        raise ShardError(f"the columns are {names}, expected {expected.names}")
     if blocks != len(manifest.table.block_ends):
         raise ShardError(f"{blocks} blocks, the manifest says {len(manifest.table.block_ends)}")
     return reader

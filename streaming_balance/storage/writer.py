@@ -165,6 +165,7 @@ class PackWriter:
                     f"{path} has {size} bytes, the manifest says {expected}: the data set is "
                     "damaged. Run the same pack command again with --overwrite"
                 )
+        pack_folder.remove_stale_lock(folder)
         return manifest
 
     def finished_keys(self) -> set[str]:
