@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 # Without a terminal there is no bar; a line per so many samples shows that work goes on.
 SAMPLES_PER_LINE = 100
+# As in `write_shards`; repeated so that showing the help loads no packer. A test compares them.
 DEFAULT_SHARD_BYTES = 268_435_456
+DEFAULT_MAX_VOLUME_BYTES = 8_589_934_592
 
 
 def pack(
@@ -68,6 +70,13 @@ def pack(
     orient: Annotated[
         str | None, typer.Option(metavar="ras", help="Turn volumes to these axes. [as they are]")
     ] = None,
+    axes: Annotated[
+        str | None,
+        typer.Option(metavar="AXES", help="Axes of .npy files, such as CHW. [HW, DHW or CDHW]"),
+    ] = None,
+    max_volume_bytes: Annotated[
+        int, typer.Option(metavar="N", help="Most memory the voxels of one file may take.")
+    ] = DEFAULT_MAX_VOLUME_BYTES,
     classes: Annotated[
         str | None, typer.Option(metavar="A,B", help="Every label, in class order. [those found]")
     ] = None,
@@ -110,6 +119,8 @@ def pack(
             size=read_sides("--size", size),
             crop_or_pad=read_sides("--crop-or-pad", crop_or_pad),
             orient=orient,
+            axes=axes,
+            max_volume_bytes=max_volume_bytes,
             classes=read_names(classes),
             jobs=jobs,
             overwrite=overwrite,

@@ -26,6 +26,9 @@ SPLIT = "train=0.6,val=0.4"
 # Somewhere inside an epoch, on a number of ranks that divides neither the batch nor its classes.
 STOP_AFTER_STEPS, RESUMED_RANKS, COMPARED_STEPS = 22, 3, 12
 BATCHES_DRAWN = 40
+# Nine batches of these small volumes; reading hundreds ahead would take the processors' time from
+# the network.
+PREFETCH_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +147,7 @@ def _loader(
         seed=seed,
         rank=rank,
         num_ranks=num_ranks,
+        prefetch_bytes=PREFETCH_BYTES,
     )
 
 

@@ -35,15 +35,20 @@ def described_names() -> Iterator[str]:
         value = getattr(root(), name)
         yield f"{name}{signature(value)}"
         if inspect.isclass(value):
-            for member in sorted(vars(value)):
-                if not member.startswith("_"):
-                    yield f"    .{member}{signature(inspect.getattr_static(value, member))}"
+            for member in our_members(value):
+                yield f"    .{member}{signature(inspect.getattr_static(value, member))}"
+
+
+def our_members(kind: type) -> list[str]:
+    """Public members a class has from this package, not from the libraries it builds on."""
+    ours = [base for base in kind.__mro__ if base.__module__.startswith("streaming_balance")]
+    return sorted({name for base in ours for name in vars(base) if not name.startswith("_")})
 
 
 def signature(value: Any) -> str:
     """The parameters of whatever can be called, a colon and the type of what cannot."""
-    if isinstance(value, property):
-        return ": property"
+    if isinstance(value, property) or inspect.isdatadescriptor(value):
+        return ": value"
     if isinstance(value, staticmethod | classmethod):
         return f"{inspect.signature(value.__func__)}  [{type(value).__name__}]"
     if inspect.isclass(value) and issubclass(value, Exception):
@@ -53,15 +58,22 @@ def signature(value: Any) -> str:
     return f": {type(value).__name__}"
 
 
+def commands() -> dict[str, Any]:
+    """The commands by name."""
+    group: Any = typer.main.get_command(app)
+    return dict(group.commands)
+
+
 def described_commands() -> Iterator[str]:
     """One line per command and one per argument or option."""
-    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    for name in sorted(commands):
+    for name, command in sorted(commands().items()):
         yield f"$ streaming-balance {name}"
-        for parameter in commands[name].params:
+        for parameter in command.params:
             spelled = ", ".join([*parameter.opts, *parameter.secondary_opts])
             is_option = parameter.param_type_name == "option"
-            state = "required" if parameter.required else f"default {parameter.default!r}"
+            default = parameter.default
+            shown = str(default) if isinstance(default, Path) else repr(default)
+            state = "required" if parameter.required else f"default {shown}"
             yield f"    {spelled if is_option else parameter.name.upper()}: {state}"
 
 
@@ -84,3 +96,11 @@ def test_every_public_name_has_a_docstring() -> None:
 def test_the_root_lists_its_names_and_refuses_others() -> None:
     assert set(root().__all__) <= set(dir(root()))
     assert not hasattr(root(), "no_such_name")
+
+
+def test_the_command_line_offers_every_argument_of_its_python_face_with_the_same_default() -> None:
+    write_shards = inspect.signature(root().write_shards).parameters
+    pack = {parameter.name: parameter for parameter in commands()["pack"].params}
+    assert set(write_shards) - {"progress"} == set(pack) - {"as_json"}
+    for name in set(pack) - {"as_json", "source", "out"}:
+        assert pack[name].default == write_shards[name].default, name
