@@ -15,8 +15,8 @@ from streaming_balance.plan.shape import EpochShape
 
 WORDS_PER_DRAW = 3
 WORDS_PER_BLOCK = 4
-# Counting what was drawn reads the stream in pieces of so many steps.
-STEPS_AT_ONCE = 4096
+# Counting what was drawn reads the stream in pieces of about so many draws: some 50 MB at work.
+DRAWS_AT_ONCE = 1 << 20
 _UNIT_SCALE = 2.0**-53
 _UNIT_SHIFT = np.uint64(11)
 _TURN_SHIFT = np.uint64(2)
@@ -70,8 +70,9 @@ class IndependentDraws:
 
     def _count(self, epoch: int, steps: int, exposure: NDArray[np.int64]) -> None:
         """Add the draws of the first `steps` steps of an epoch."""
-        for first in range(0, steps, STEPS_AT_ONCE):
-            here = min(STEPS_AT_ONCE, steps - first)
+        steps_at_once = max(1, DRAWS_AT_ONCE // self._shape.batch_size)
+        for first in range(0, steps, steps_at_once):
+            here = min(steps_at_once, steps - first)
             stream = self._stream(epoch, first, here)
             sizes = np.full(here, self._shape.batch_size)
             sizes[-1] = self._shape.size_of(first + here - 1)
