@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ ARRAY_SUFFIXES = (".npy", ".npz")
 # Two affines are one if no corner of the volume moves by more than this part of a voxel: programs
 # write affines with 4 to 7 digits.
 CORNER_TOLERANCE_VOXELS = 0.05
+EXACT_INTEGERS_OF_FLOAT64 = 2**53
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,12 +143,8 @@ def _stacked(case: Case, volumes: list[Volume]) -> Volume:
             )
         _check_same_grid(path, volume, case.images[0], first)
     array = np.stack([volume.array for volume in volumes])
-    for path, volume, channel in zip(case.images, volumes, array, strict=True):
-        # int64 beside float32 becomes float64, which may not hold every integer.
-        if channel.dtype != volume.array.dtype and not np.array_equal(channel, volume.array):
-            raise ShardError(
-                f"{path}: its values do not fit {channel.dtype}, the type common to all modalities."
-            )
+    for path, volume in zip(case.images, volumes, strict=True):
+        _check_fits(path, volume.array, array.dtype)
     return Volume(
         array=array,
         axes=f"C{first.axes}",
@@ -154,6 +152,19 @@ def _stacked(case: Case, volumes: list[Volume]) -> Volume:
         spacing=first.spacing,
         source_digest="",
     )
+
+
+def _check_fits(path: Path, values: NDArray[np.generic], common: np.dtype[Any]) -> None:
+    """Make sure that the dtype common to all modalities holds every value exactly."""
+    # numpy's common dtype is exact but for one case: 64-bit integers beside floats become float64.
+    if common.kind != "f" or values.dtype.kind not in "iu" or values.dtype.itemsize < 8:
+        return
+    lowest, highest = int(values.min()), int(values.max())
+    if max(-lowest, highest) > EXACT_INTEGERS_OF_FLOAT64:
+        raise ShardError(
+            f"{path}: its values from {lowest} to {highest} do not fit {common}, the type common "
+            "to all modalities."
+        )
 
 
 def _check_same_grid(path: Path, volume: Volume, first_path: Path, first: Volume) -> None:

@@ -106,6 +106,8 @@ def test_dtypes_that_are_no_voxels_are_refused(tmp_path: Path, dtype: str) -> No
         "__import__('os').getcwd()",
         "(" * 110,
         "",
+        "{'descr': '<f8', 'fortran_order': 1, 'shape': (2, 2)}",
+        "['descr', 'fortran_order', 'shape']",
     ],
 )
 def test_a_header_that_lies_is_refused_before_memory_is_taken(tmp_path: Path, header: str) -> None:
@@ -157,6 +159,18 @@ def test_a_flipped_bit_in_a_compressed_array_is_refused_or_harmless(tmp_path: Pa
         except ShardError:
             continue
         assert found.tolist() == values().tolist()
+
+
+@pytest.mark.parametrize(("payload", "found"), [(7999, "found 7999"), (30_000, "found more")])
+def test_an_archive_with_too_few_or_too_many_values_is_refused(
+    tmp_path: Path, payload: int, found: str
+) -> None:
+    raw = with_header("{'descr': '|u1', 'fortran_order': False, 'shape': (20, 20, 20)}")
+    assert len(raw) == 128
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("arr_0.npy", (raw + bytes(30_000))[: 128 + payload])
+    with pytest.raises(ShardError, match=rf"expected 8000 bytes of values, {found}"):
+        read_array_file(tmp_path / "a.npz")
 
 
 def test_an_archive_of_two_arrays_is_refused(tmp_path: Path) -> None:

@@ -158,10 +158,12 @@ def test_pairs_count_as_one_image_and_lone_voxels_are_named(tmp_path: Path) -> N
     image = nibabel.Nifti1Pair(np.arange(8, dtype=np.int16).reshape(2, 2, 2), np.eye(4))
     nibabel.save(image, folder / "P1_t1.hdr")
     (folder / "P1_t2.img").write_bytes(b"voxels")
+    (folder / "P1_t1.nii").write_bytes(b"another")
     cohort = find_cohort(tmp_path)
     assert cohort.cases[0].modalities == ("t1",)
     assert [stamp.path.suffix for stamp in cohort.cases[0].stamps] == [".hdr", ".img"]
     assert "without their header" in reasons(cohort)["HGG/P1/P1_t2.img"]
+    assert reasons(cohort)["HGG/P1/P1_t1.nii"] == "a second file of 't1' beside P1_t1.hdr."
 
 
 def test_a_labels_table_labels_a_flat_folder_and_keeps_strata(
@@ -207,6 +209,8 @@ def test_a_labels_table_with_a_patient_twice_or_nothing_to_say_is_refused(
     bare = make_table(tmp_path / "b.csv", [{"patient": "P1"}])
     with pytest.raises(ConfigError, match="only the column 'patient'"):
         find_cohort(tmp_path / "in", labels=bare)
+    with pytest.raises(ConfigError, match=r"none\.csv: cannot be read \(No such file"):
+        find_cohort(tmp_path / "in", labels=tmp_path / "none.csv")
     other = make_table(tmp_path / "c.csv", [{"Patient": "P1", "label": "x"}])
     with pytest.raises(ConfigError, match=r"no column 'patient'.*Did you mean 'Patient'"):
         find_cohort(tmp_path / "in", labels=other)
@@ -252,6 +256,8 @@ def test_rows_that_cannot_be_packed_are_rejected_with_their_line(
     (tmp_path / "zero.nii.gz").write_bytes(b"")
     make_volume(tmp_path / "._y.nii.gz")
     (tmp_path / "y.txt").write_text("x")
+    (tmp_path / "half.hdr").write_bytes(b"x")
+    (tmp_path / "folder.nii").mkdir()
     rows = [
         ("P1", "x.nii.gz", "x.nii.gz"),
         ("P2", "absent.nii.gz", "x.nii.gz"),
@@ -263,6 +269,8 @@ def test_rows_that_cannot_be_packed_are_rejected_with_their_line(
         ("P8", "y.txt", "x.nii.gz"),
         ("P9", "", ""),
         ("P10", str(tmp_path / "absent.nii"), "x.nii.gz"),
+        ("P11", "half.hdr", "x.nii.gz"),
+        ("P12", "folder.nii", "x.nii.gz"),
     ]
     manifest = make_table(
         tmp_path / "m.csv",
@@ -280,6 +288,8 @@ def test_rows_that_cannot_be_packed_are_rejected_with_their_line(
         ("P8", "y.txt", "line 9"),
         ("P9", "m.csv", "line 10"),
         ("P10", "absent.nii", "line 11"),
+        ("P11", "half.hdr", "line 12"),
+        ("P12", "folder.nii", "line 13"),
     ]
     told = [entry.reason for entry in cohort.rejected]
     for text, part in zip(
@@ -294,12 +304,14 @@ def test_rows_that_cannot_be_packed_are_rejected_with_their_line(
             "not a NIfTI",
             "modality 'image' is missing",
             "No such file",
+            "the file with its voxels is missing",
+            "not a regular file",
         ],
         strict=True,
     ):
         assert part in text
     assert not any(str(tmp_path) in text for text in told)
-    assert cohort.found == 10
+    assert cohort.found == 12
 
 
 def test_a_parquet_manifest_says_the_same_as_its_csv(tmp_path: Path, make_volume: Make) -> None:
@@ -309,10 +321,13 @@ def test_a_parquet_manifest_says_the_same_as_its_csv(tmp_path: Path, make_volume
         "image": ["x.nii.gz", "x.nii.gz"],
         "label": [1, 0],
         "age": pa.array([64.0, None]),
+        "dose": pa.array([0.5, float("nan")]),
+        "done": [True, False],
     }
     pq.write_table(pa.table(columns), tmp_path / "m.parquet")
     (tmp_path / "m.csv").write_text(
-        "patient,image,label,age\nP1,x.nii.gz,1,64\nP2,x.nii.gz,0,\n", encoding="utf-8"
+        "patient,image,label,age,dose,done\nP1,x.nii.gz,1,64,0.5,True\nP2,x.nii.gz,0,,,False\n",
+        encoding="utf-8",
     )
     parquet, text = find_cohort(tmp_path / "m.parquet"), find_cohort(tmp_path / "m.csv")
     assert [replace(c, place="") for c in parquet.cases] == [

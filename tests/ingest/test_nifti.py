@@ -319,7 +319,10 @@ def test_padding_after_the_voxels_is_no_harm(tmp_path: Path) -> None:
         assert read_nifti(tmp_path / name).array.tolist() == small().tolist()
 
 
-def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
+def test_missing_empty_files_and_folders_are_named(tmp_path: Path) -> None:
+    (tmp_path / "zero.nii").touch()
+    with pytest.raises(ShardError, match=r"zero\.nii: empty file, 0 bytes"):
+        read_nifti(tmp_path / "zero.nii")
     with pytest.raises(ShardError, match=r"none\.nii: cannot be opened"):
         read_nifti(tmp_path / "none.nii")
     (tmp_path / "folder.nii").mkdir()

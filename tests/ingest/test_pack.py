@@ -6,6 +6,7 @@ import csv
 import hashlib
 import itertools
 import json
+import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import pytest
 
 from streaming_balance.errors import ConfigError, ShardError, SplitError
 from streaming_balance.ingest.pack import write_shards
+from streaming_balance.ingest.processes import encode_in_order
 from streaming_balance.storage.shards import open_shards
 from streaming_balance.storage.verify import verify_shards
 
@@ -291,6 +293,37 @@ def test_modalities_of_two_dtypes_meet_in_one_that_holds_both(
     make_volume(tmp_path / "s/a/P1/P1_t2.nii", dtype="float32")
     write_shards(tmp_path / "s", tmp_path / "out")
     assert open_shards(tmp_path / "out").read("train", 0)["image"].dtype == np.float32
+
+
+def test_integers_too_large_for_the_common_dtype_are_rejected_rather_than_rounded(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "s/a/P1"
+    folder.mkdir(parents=True)
+    large = np.arange(8, dtype=np.int64).reshape(2, 2, 2) + 2**53
+    nibabel.save(nibabel.Nifti1Image(large, np.eye(4), dtype=np.int64), folder / "P1_t1.nii")
+    small = large.astype(np.float32)
+    small[0, 0, 0] = 1.0
+    nibabel.save(nibabel.Nifti1Image(small, np.eye(4)), folder / "P1_t2.nii")
+    with pytest.raises(ShardError, match=r"P1_t1\.nii: its values from 90.* do not fit float64"):
+        write_shards(tmp_path / "s", tmp_path / "out")
+
+
+def test_an_array_without_affine_cannot_be_turned(tmp_path: Path, make_table: Make) -> None:
+    np.save(tmp_path / "a.npy", np.arange(8).reshape(2, 2, 2))
+    table = make_table(tmp_path / "m.csv", [{"patient": "P", "label": "a", "image": "a.npy"}])
+    with pytest.raises(ShardError, match=r"orient='ras' needs a 3-D volume.* and no affine"):
+        write_shards(table, tmp_path / "out", orient="ras")
+
+
+def test_a_packing_process_that_dies_is_an_error_with_a_way_out() -> None:
+    class Deadly:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (os._exit, (1,))
+
+    deadly: Any = Deadly()
+    with pytest.raises(ShardError, match=r"a packing process died.*fewer jobs"):
+        list(encode_in_order([deadly, deadly, deadly, deadly, deadly], 2))
 
 
 def test_given_splits_are_kept_and_every_class_table_entry_survives(
