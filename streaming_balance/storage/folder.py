@@ -44,8 +44,6 @@ class FolderLock:
             os.truncate(self._descriptor, 0)
             os.pwrite(self._descriptor, f"{os.getpid()} on {os.uname().nodename}\n".encode(), 0)
         except OSError as error:
-            if isinstance(error, ShardError):
-                raise
             raise ShardError(
                 f"{self._path} cannot be locked: {error.strerror}. Pack into a folder that is "
                 "writable, on a file system with locks"

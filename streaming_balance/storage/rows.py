@@ -108,15 +108,13 @@ def content_digest(
     return digest.hexdigest()
 
 
-def table_schema(
-    *, columns: Sequence[str], arrays: Sequence[str], pack_id: str | None = None
-) -> pa.Schema:
+def table_schema(*, columns: Sequence[str], arrays: Sequence[str], pack_id: str) -> pa.Schema:
     """Give the Arrow schema of a sample table.
 
     Args:
         columns: names of the strata columns.
         arrays: array members: `image`, or `image` and `seg`.
-        pack_id: the pack the table belongs to; None leaves the metadata out.
+        pack_id: the pack the table belongs to.
     """
     fields = [
         pa.field("key", pa.utf8(), nullable=False),
@@ -128,8 +126,6 @@ def table_schema(
     for member in table_members(arrays):
         fields += _member_fields(member)
     fields += [pa.field(name, pa.utf8(), nullable=False) for name in columns]
-    if pack_id is None:
-        return pa.schema(fields)
     return pa.schema(
         fields,
         metadata={

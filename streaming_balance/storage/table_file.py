@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import xxhash
@@ -139,29 +141,25 @@ def read_block(reader: pa.RecordBatchFileReader, number: int, entry: TableEntry)
     return Block(first_row=first, batch=batch)
 
 
-class _HashedFile:
+class _HashedFile(io.RawIOBase):
     """A file for Arrow to write, digested as it grows."""
 
     def __init__(self, file: DurableFile) -> None:
-        self.closed = False
         self.sha256 = hashlib.sha256()
         self.block_ends: list[int] = []
         self.block_xxh3: list[str] = []
         self._file = file
         self._block_hash = xxhash.xxh3_64()
 
-    def write(self, content: bytes) -> int:
+    def writable(self) -> bool:
+        """Say that Arrow may write."""
+        return True
+
+    def write(self, content: Any) -> int:  # noqa: ANN401 - the base class takes any buffer
         """Append and digest `content`."""
         self.sha256.update(content)
         self._block_hash.update(content)
         return self._file.write(content)
-
-    def flush(self) -> None:
-        """Do nothing: every write already went to the system."""
-
-    def close(self) -> None:
-        """Take note that Arrow is done; the file stays open to be published."""
-        self.closed = True
 
     def end_block(self) -> None:
         """Let a block end here and the next one start."""

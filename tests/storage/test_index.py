@@ -413,6 +413,17 @@ def test_a_table_that_cannot_be_read_is_named(cohort: Cohort, tmp_path: Path) ->
         SampleTable.open(tmp_path / TABLE_NAME, cohort.manifest)
 
 
+def test_a_table_that_shrinks_while_it_is_read_is_refused(cohort: Cohort, tmp_path: Path) -> None:
+    # The kernel's own files claim a page and give less: a file cut between size check and read.
+    short = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not short.exists():
+        pytest.skip("needs a file that gives less than its size")
+    (tmp_path / TABLE_NAME).symlink_to(short)
+    entry = replace(cohort.manifest.table, bytes=short.stat().st_size)
+    with pytest.raises(ShardError, match=r"shrank to .* while it was read"):
+        SampleTable.open(tmp_path / TABLE_NAME, replace(cohort.manifest, table=entry))
+
+
 def vouched(manifest: Manifest, content: bytes, path: Path) -> Manifest:
     """Write any bytes as the table, with a manifest that vouches for them."""
     path.write_bytes(content)
