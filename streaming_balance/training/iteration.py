@@ -109,6 +109,7 @@ class PlannedLoader(ABC):
         self._closed = False
         self._samples = self._bytes = 0
         self._seconds_waited = 0.0
+        self._labels = shards.labels(split)
         self._class_counts = np.zeros(len(shards.classes), dtype=np.int64)
 
     @abstractmethod
@@ -197,7 +198,7 @@ class PlannedLoader(ABC):
 
     def _count(self, request: BatchRequest, num_bytes: int) -> None:
         """Add a delivered batch to the statistics."""
-        labels = self._shards.labels(self._split)[request.samples]
+        labels = self._labels[request.samples]
         self._class_counts += np.bincount(labels, minlength=len(self._class_counts))
         self._samples += len(request.samples)
         self._bytes += num_bytes
