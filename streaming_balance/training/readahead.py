@@ -10,6 +10,10 @@ from streaming_balance.training.batches import Batch, BatchAssembler, BatchReque
 from streaming_balance.training.state import Position
 from streaming_balance.training.threads import ReaderThreads
 
+# Small batches reach no budget of bytes: hundreds of thousands would be begun before the first is
+# given. So many hide any hiccup of the disk, and are begun in milliseconds.
+MOST_BATCHES = 32
+
 
 class ReadAhead:
     """Keeps the next batches under way, in order, within a budget.
@@ -22,7 +26,7 @@ class ReadAhead:
         threads: fill them.
         request: gives what a position asks for, or None past the end of what may be read ahead.
         following: gives the position after a position.
-        budget_bytes: most bytes under way; one batch always is.
+        budget_bytes: most bytes under way; one batch always is, and never more than `MOST_BATCHES`.
     """
 
     def __init__(
@@ -81,6 +85,8 @@ class ReadAhead:
 
     def _begin(self, position: Position, request: BatchRequest) -> bool:
         """Begin one batch if it fits the budget; the first one always does."""
+        if len(self._pending) >= MOST_BATCHES:
+            return False
         num_bytes = self._assembler.num_bytes(request)
         under_way = sum(pending.num_bytes for _, pending in self._pending) + num_bytes
         if self._pending and under_way > self._budget_bytes:
