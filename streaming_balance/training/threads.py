@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable
 
@@ -14,13 +16,15 @@ Work = Callable[[], None]
 
 # How often someone who waits looks whether the threads are still there.
 LIVENESS_SECONDS = 1.0
+# How long the interpreter waits, when it exits, for what the threads are in the middle of.
+EXIT_SECONDS = 1.0
 
 
 class ReaderThreads:
     """A fixed number of threads that run pieces of work in the order they were given.
 
     The threads know the queue and nothing else, so they keep no loader alive. They end when the
-    owner closes them, is collected, or the interpreter exits.
+    owner closes them, is collected, or the interpreter exits; only closing waits until they have.
 
     Args:
         count: number of threads, at least 1.
@@ -35,9 +39,13 @@ class ReaderThreads:
             )
             for n in range(count)
         ]
-        self._stop = weakref.finalize(self, _stop, self._work, self._threads, self.process)
+        # Collection may come at any moment: in a reader thread, or while somebody holds a lock that
+        # a reader thread waits for. So it tells the threads to end and waits for none.
+        self._stop = weakref.finalize(self, _stop, self._work, count, self.process)
         for thread in self._threads:
             thread.start()
+            _started.add(thread)
+        _owners.add(self)
 
     def submit(self, work: Work) -> None:
         """Queue a piece of work; it must not raise."""
@@ -59,6 +67,12 @@ class ReaderThreads:
     def close(self) -> None:
         """End the threads and wait for them; may be called twice."""
         self._stop()
+        if os.getpid() != self.process:
+            return
+        for thread in self._threads:
+            # A transform may close its own loader.
+            if thread is not threading.current_thread():
+                thread.join()
 
 
 def _run(work: queue.SimpleQueue[Work | None]) -> None:
@@ -69,10 +83,8 @@ def _run(work: queue.SimpleQueue[Work | None]) -> None:
         del piece
 
 
-def _stop(
-    work: queue.SimpleQueue[Work | None], threads: list[threading.Thread], process: int
-) -> None:
-    """Drop what is queued, tell every thread to stop, and wait for it."""
+def _stop(work: queue.SimpleQueue[Work | None], count: int, process: int) -> None:
+    """Drop what is queued and tell every thread to stop."""
     if os.getpid() != process:
         return
     while not work.empty():
@@ -80,9 +92,21 @@ def _stop(
             work.get_nowait()
         except queue.Empty:
             break
-    for _ in threads:
+    for _ in range(count):
         work.put(None)
-    for thread in threads:
-        # Collection may run on one of the threads themselves.
-        if thread is not threading.current_thread():
-            thread.join()
+
+
+_owners: weakref.WeakSet[ReaderThreads] = weakref.WeakSet()
+_started: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+
+def _end_at_exit() -> None:
+    """Let threads finish what they are in the middle of, but not hold up the exit."""
+    for owner in list(_owners):
+        owner._stop()
+    deadline = time.monotonic() + EXIT_SECONDS
+    for thread in list(_started):
+        thread.join(max(0.0, deadline - time.monotonic()))
+
+
+atexit.register(_end_at_exit)
