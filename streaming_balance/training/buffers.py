@@ -13,6 +13,7 @@ and also waits for copies to the device that are still under way.
 from __future__ import annotations
 
 import queue
+import threading
 import weakref
 from collections.abc import Sequence
 
@@ -37,6 +38,8 @@ class BufferPool:
         self._keep_bytes, self._pinned = keep_bytes, pinned
         self._free: dict[int, list[NDArray[np.uint8]]] = {}
         self._free_bytes = 0
+        # Reader threads lend too, for samples that are transformed.
+        self._lock = threading.Lock()
         # Buffers come home from garbage collection, in any thread at any moment, so that the way
         # back must not lock: `SimpleQueue.put` is safe there.
         self._returned: queue.SimpleQueue[NDArray[np.uint8]] = queue.SimpleQueue()
@@ -56,8 +59,10 @@ class BufferPool:
         kind = np.dtype(dtype)
         wanted = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
         if self._pinned:
-            raw = torch.empty(wanted, dtype=torch.uint8, pin_memory=True).numpy()
-            return torch.from_numpy(raw.view(kind).reshape(tuple(shape)))
+            # Torch's own storage, not an array around it: only there does a copy of a slice to the
+            # device find the block that it must keep from being used again.
+            element = torch.from_numpy(np.empty(0, kind)).dtype
+            return torch.empty(tuple(shape), dtype=element, pin_memory=True)
         memory = self._take(_rounded(wanted))
         lent = memory[:wanted].view(kind).reshape(tuple(shape))
         # The storage of the tensor keeps `lent`, and nothing else does.
@@ -67,17 +72,19 @@ class BufferPool:
     @property
     def free_bytes(self) -> int:
         """Bytes that wait to be lent again."""
-        self._collect()
-        return self._free_bytes
+        with self._lock:
+            self._collect()
+            return self._free_bytes
 
     def _take(self, num_bytes: int) -> NDArray[np.uint8]:
         """Give memory of this size: used before if there is any."""
-        self._collect()
-        shelf = self._free.get(num_bytes)
-        if shelf:
-            self._free_bytes -= num_bytes
-            return shelf.pop()
-        self.fresh_bytes += num_bytes
+        with self._lock:
+            self._collect()
+            shelf = self._free.get(num_bytes)
+            if shelf:
+                self._free_bytes -= num_bytes
+                return shelf.pop()
+            self.fresh_bytes += num_bytes
         return np.empty(num_bytes, dtype=np.uint8)
 
     def _collect(self) -> None:
