@@ -85,7 +85,13 @@ class PendingBatch:
     def take(self) -> Batch:
         """Give the arrays of the finished batch, or raise what went wrong first in row order."""
         if self._errors:
-            raise self._errors[min(self._errors)]
+            error = self._errors[min(self._errors)]
+            try:
+                raise error
+            finally:
+                # Its traceback leads back here: a circle that would keep the batch's memory.
+                self._errors.clear()
+                del error
         return self._collect()
 
 
@@ -276,9 +282,10 @@ class BatchAssembler:
 def _collate(samples: Sequence[Sample]) -> Batch:
     """Stack what has equal shapes, keep the rest as lists, name by name."""
     batch: Batch = {}
-    for name in samples[0]:
+    # Samples may differ in what they have: a mask, say.
+    for name in dict.fromkeys(name for sample in samples for name in sample):
         values = [sample.get(name) for sample in samples]
-        if isinstance(values[0], np.ndarray | torch.Tensor):
+        if any(isinstance(value, np.ndarray | torch.Tensor) for value in values):
             tensors = [value if value is None else torch.as_tensor(value) for value in values]
             shapes = {None if tensor is None else tensor.shape for tensor in tensors}
             same = len(shapes) == 1 and None not in shapes
