@@ -50,18 +50,27 @@ class KeyedTransform:
         """
         transform = getattr(self._copies, "transform", None)
         if transform is None:
-            transform = self._copies.transform = copy.deepcopy(self._transform)
+            transform = self._copies.transform = self._copied()
         if self._takes_generator:
             key = stream_key(self._seed, "transform", epoch, step, slot)
             result = transform(sample, np.random.Generator(np.random.Philox(key=key)))
         else:
             result = transform(sample)
-        if not isinstance(result, dict):
-            raise ConfigError(
-                f"transform gave a {type(result).__name__}; it must give a dict with at least "
-                f"'image'."
-            )
+        if not isinstance(result, dict) or "image" not in result:
+            found = f"a dict of {list(result)}" if isinstance(result, dict) else repr(type(result))
+            raise ConfigError(f"transform gave {found}; it must give a dict with at least 'image'.")
         return result
+
+    def _copied(self) -> Transform:
+        """Copy the transform for this thread."""
+        try:
+            return copy.deepcopy(self._transform)
+        except TypeError as error:
+            raise ConfigError(
+                f"transform {type(self._transform).__name__} cannot be copied ({error}), and every "
+                f"reader thread works with its own copy. Make what it holds (a lock, a file) when "
+                f"it is first needed, or define __deepcopy__."
+            ) from error
 
 
 def _takes_generator(transform: Transform) -> bool:
