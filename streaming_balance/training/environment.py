@@ -7,6 +7,7 @@ import os
 import torch.distributed
 
 from streaming_balance.errors import ConfigError
+from streaming_balance.plan.options import whole_number
 
 # More readers than this compete for memory bandwidth instead of adding to it.
 MOST_DEFAULT_THREADS = 8
@@ -37,11 +38,13 @@ def find_ranks(rank: int | None, num_ranks: int | None) -> tuple[int, int]:
             f"rank is {rank} and num_ranks is {num_ranks}; give both, or neither to take them from "
             f"torch.distributed or from RANK and WORLD_SIZE."
         )
-    if num_ranks < 1 or not 0 <= rank < num_ranks:
+    number, ranks = whole_number(rank), whole_number(num_ranks)
+    if number is None or ranks is None or not 0 <= number < ranks:
         raise ConfigError(
-            f"rank is {rank} and num_ranks is {num_ranks}; rank must lie in 0..num_ranks-1."
+            f"rank is {rank!r} and num_ranks is {num_ranks!r}; both are integers, and rank must "
+            f"lie in 0..num_ranks-1."
         )
-    return rank, num_ranks
+    return number, ranks
 
 
 def default_num_threads() -> int:
