@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from streaming_balance.errors import ConfigError
+from streaming_balance.errors import ConfigError, ResumeError
 from streaming_balance.storage.reader import Verify
 from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.batches import Batch, BatchRequest
@@ -111,10 +111,11 @@ class EvalLoader(PlannedLoader):
             BalanceError: an iterator of this loader is in use.
             IndexError: a negative epoch.
         """
-        if operator.index(epoch) < 0:
+        target = Position(operator.index(epoch), 0)
+        if target.epoch < 0:
             raise IndexError(f"epoch is {epoch}; epochs count from 0.")
-        if epoch != self._position.epoch:
-            self._move_to(Position(epoch, 0))
+        if target.epoch != self._position.epoch:
+            self._move_to(target)
 
     def state_dict(self) -> dict[str, Any]:
         """Give the state: plain values; it belongs to this rank and number of ranks."""
@@ -135,6 +136,12 @@ class EvalLoader(PlannedLoader):
             raise ConfigError("carry_exposure has no meaning in evaluation; leave it False.")
         saved = LoaderState.from_dict(state)
         saved.check_continues(self._state())
+        # A rank without samples has no steps; its state stands at step 0 all the same.
+        if saved.position.step > 0 and saved.position.step >= len(self):
+            raise ResumeError(
+                f"the state stands at {saved.position}, but a pass of this rank has {len(self)} "
+                f"steps; it is damaged. Use an earlier checkpoint."
+            )
         self._move_to(saved.position)
 
     def _state(self) -> LoaderState:

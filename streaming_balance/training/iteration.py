@@ -6,10 +6,10 @@ import os
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 import torch
@@ -72,20 +72,39 @@ def delivery(
     for setting, value, least in (("num_threads", threads, 1), ("prefetch_bytes", budget, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ConfigError(f"{setting} is {value!r}; it must be an integer >= {least}, or None.")
-    lengths = None if size is None else tuple(size)
-    if lengths is not None and not all(isinstance(n, int) and n > 0 for n in lengths):
-        raise ConfigError(f"size is {size!r}; it must be lengths such as (128, 128, 128), or None.")
+    if verify not in get_args(Verify):
+        raise ConfigError(f"verify is {verify!r}; it must be one of {', '.join(get_args(Verify))}.")
     _numpy_dtype(dtype)
     return Delivery(
         dtype=dtype,
-        size=lengths,
+        size=_checked_size(size),
         transform=transform,
         batch_transform=batch_transform,
-        device=None if device is None else torch.device(device),
+        device=_checked_device(device),
         num_threads=threads,
         prefetch_bytes=budget,
         verify=verify,
     )
+
+
+def _checked_size(size: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """Give the wanted space as a tuple of lengths."""
+    if size is None:
+        return None
+    if not isinstance(size, Sequence) or not all(isinstance(n, int) and n > 0 for n in size):
+        raise ConfigError(f"size is {size!r}; it must be lengths such as (128, 128, 128), or None.")
+    return tuple(size)
+
+
+def _checked_device(device: str | torch.device | None) -> torch.device | None:
+    """Give the device, which torch must know by this name."""
+    try:
+        return None if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(
+            f"device is {device!r}, which torch does not know. Use 'cuda', 'cuda:1' or 'cpu', or "
+            f"None to leave batches in memory."
+        ) from error
 
 
 class PlannedLoader(ABC):
@@ -183,7 +202,7 @@ class PlannedLoader(ABC):
     def _deliver(self, epoch: int) -> Batch | None:
         """Give the next batch of `epoch` and move on; None when the epoch has no more."""
         self._refuse_if_closed()
-        if self._position.epoch != epoch:
+        if self._position.epoch != epoch or self._position.step >= self._num_steps(epoch):
             return None
         started = time.perf_counter()
         request, batch, num_bytes = self._running_engine().ahead.take(self._position)
@@ -254,9 +273,17 @@ class _LoaderIterator:
     def __next__(self) -> Batch:
         if self.finished:
             raise StopIteration
-        batch = self._loader._deliver(self._epoch)
+        try:
+            batch = self._loader._deliver(self._epoch)
+        except StopIteration as error:
+            # Passed on, it would end the epoch early and look like its end.
+            raise RuntimeError(
+                "a transform raised StopIteration. Does it call next() on something that has run "
+                "out?"
+            ) from error
+        # After the last batch nobody has to ask once more for the loader to be free again.
+        self.finished = batch is None or self._loader.epoch != self._epoch
         if batch is None:
-            self.finished = True
             raise StopIteration
         return batch
 
@@ -268,6 +295,8 @@ class _Engine:
         how = loader._delivery
         self.process = os.getpid()
         self._reader = loader._shards.reader(loader._split, verify=how.verify)
+        # Reads under way end well; without this a loader that nobody closes leaves files open.
+        weakref.finalize(self, self._reader.close)
         self._threads = ReaderThreads(how.num_threads)
         self.pool = BufferPool(
             keep_bytes=2 * how.prefetch_bytes + DEFAULT_PREFETCH_BYTES,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
@@ -65,13 +66,16 @@ class BalancedLoader(PlannedLoader):
         Raises:
             BalanceError: an iterator of this loader is in use.
         """
-        if epoch == self._position.epoch:
+        target = Position(operator.index(epoch), 0)
+        if target.epoch == self._position.epoch:
             return
-        self.plan.num_steps(epoch)
-        target = Position(epoch, 0)
-        start = self._position
+        self.plan.num_steps(target.epoch)
+        start, jumps = self._position, self._skipped
         self._move_to(target)
-        self._skipped = (*self._skipped, (start, target))
+        # Jumps without a batch between them are one.
+        if jumps and jumps[-1][1] == start:
+            start, jumps = jumps[-1][0], jumps[:-1]
+        self._skipped = jumps if start == target else (*jumps, (start, target))
 
     def state_dict(self) -> dict[str, Any]:
         """Give the state: plain values, the same on every rank, to be saved with a checkpoint.
@@ -126,18 +130,21 @@ class BalancedLoader(PlannedLoader):
         Returns:
             As for every loader `samples`, `bytes`, `seconds_waited` and `class_counts` of this
             process; and `exposure_spread`, label -> most minus least often delivered patient of
-            the run, over all ranks.
+            the run, over all ranks, among those not excluded.
         """
         return super().stats() | {"exposure_spread": self._exposure_spread()}
 
     def _exposure_spread(self) -> dict[str, int]:
         """Compare, per class, the patient delivered most with the one delivered least."""
-        _, owner = np.unique(self._shards.patients(self._split), return_inverse=True)
+        patients, keys = self._shards.patients(self._split), self._shards.keys(self._split)
+        left_out = self.plan.settings["exclude"]
+        included = ~(np.isin(patients, left_out) | np.isin(keys, left_out))
+        _, owner = np.unique(patients, return_inverse=True)
         labels = self._shards.labels(self._split)
         counts = self.exposure()
         spread = {}
         for number, label in enumerate(self._shards.classes):
-            mine = labels == number
+            mine = (labels == number) & included
             owners, place = np.unique(owner[mine], return_inverse=True)
             per_patient = np.bincount(place, weights=counts[mine], minlength=len(owners))
             spread[label] = int(np.ptp(per_patient)) if len(owners) else 0
