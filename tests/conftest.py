@@ -13,6 +13,8 @@ SHARED_DATA = PROJECT_ROOT.parent / "shared" / "data"
 
 # A deadline measures the machine, not the code; derandomised runs are the same on every machine.
 settings.register_profile("default", deadline=None, derandomize=True)
+# `make fuzz`: the same properties, a thousand times the examples, and not the same ones every time.
+settings.register_profile("fuzz", deadline=None, max_examples=100_000)
 settings.load_profile("default")
 os.environ.setdefault("COLUMNS", "120")
 

@@ -8,10 +8,13 @@ be run here (torchrun, git clone) is marked `text`.
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +93,35 @@ def test_every_block_runs(
         elif block.language == "bash":
             run_commands(block, place, capsys)
     capsys.readouterr()
+
+
+def test_the_example_trains_and_goes_on_where_it_stopped(prepared: Path, tmp_path: Path) -> None:
+    example = [sys.executable, str(PROJECT_ROOT / "examples" / "train_ddp.py")]
+    told = []
+    for epochs in ("1", "3"):
+        answer = subprocess.run(
+            [*example, str(prepared / "cohort"), "--epochs", epochs],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            check=False,
+        )
+        assert answer.returncode == 0, answer.stderr
+        told += [line.partition(":")[0] for line in answer.stdout.splitlines()]
+    assert told == ["epoch 1 of 1", "epoch 2 of 3", "epoch 3 of 3"]
+
+
+def test_the_packing_tool_is_the_command(prepared: Path, tmp_path: Path) -> None:
+    tool = [sys.executable, str(PROJECT_ROOT / "tools" / "pack_shards.py")]
+    answer = subprocess.run(
+        [*tool, str(prepared / "patients"), "--out", str(tmp_path / "out"), "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(answer.stdout)["packed"] == 57
+    wrong = subprocess.run([*tool, "--no-such-option"], capture_output=True, check=False)
+    assert wrong.returncode == 2
 
 
 def run_commands(block: Block, place: str, capsys: pytest.CaptureFixture[str]) -> None:
