@@ -98,6 +98,18 @@ class _Page:
     """`(rows, 4)` sides, unused places 0."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Neighbours in one shard, by ascending offset."""
+
+    offset: NDArray[np.int64]
+    """Byte offset of each."""
+    stored_bytes: NDArray[np.int64]
+    """Bytes stored of each."""
+    alike: bool
+    """Whether all are stored raw with one dtype and shape, so that one rule places them all."""
+
+
 class SplitMembers:
     """The arrays of one split, by sample number. Safe for many threads.
 
@@ -197,6 +209,20 @@ class SplitMembers:
         apart = (shard[1:] != shard[:-1]) | (gap > gap_bytes) | (window[1:] != window[:-1])
         apart |= large[1:] | large[:-1]
         return np.split(order, np.flatnonzero(apart) + 1)
+
+    def run(self, samples: NDArray[np.int64], field: str) -> Run:
+        """Say where neighbours lie, as `neighbours` grouped them, and whether they are alike."""
+        _, offset, stored = self._places(samples, field)
+        page = self._page(field, (self._start + int(samples[0])) // TABLE_BLOCK_ROWS)
+        rows = samples - page.first_sample
+        if rows.min() < 0 or rows.max() >= len(page.present):
+            return Run(offset=offset, stored_bytes=stored, alike=False)
+        one = rows[0]
+        alike = page.codec[one] == "npy" and all(
+            bool((column[rows] == column[one]).all())
+            for column in (page.stored_bytes, page.codec, page.dtype, page.axes, page.shape)
+        )
+        return Run(offset=offset, stored_bytes=stored, alike=alike)
 
     def describe(self, sample: int, field: str) -> str:
         """Name a member for a message: its sample's key and its name in the tar."""

@@ -6,7 +6,8 @@ What happens to a sample depends on how it is stored and what the row asks for:
     npy, cast, crop or pad       planes through a cache-sized scratch, never a whole volume
     blosc, same shape            the small frame, then decoded (and cast) into the row
     blosc, crop or pad           decoded into a scratch of this thread, then its centre copied
-    small neighbours             one read for several samples, then each from that memory
+    small neighbours             one read for several samples, then each from that memory, or
+                                 all by one assignment where they are raw, alike and verified
 
 Every scratch belongs to a thread and is used again, since touching new pages costs more than
 reading does. System calls, decoding, casting and hashing run without the GIL.
@@ -208,17 +209,35 @@ class Reader:
         self, out: AnyArray, places: NDArray[np.int64], numbers: NDArray[np.int64], field: str
     ) -> None:
         """Read neighbours in one shard by one call, then fill their rows from that memory."""
-        members = [self._members.stored_array(int(numbers[place]), field) for place in places]
-        start = members[0].offset
-        stop = max(member.offset + member.bytes for member in members)
-        window = self._workspace.stored(stop - start)
-        self._pool.read(members[0].shard, [window.data], start, f"{members[0]} to {members[-1]}")
-        for place, member in zip(places, members, strict=True):
-            row = out[place]
-            self._check_request(row, member)
-            begin = member.offset - start
+        samples = numbers[places]
+        run = self._members.run(samples, field)
+        start = int(run.offset[0])
+        window = self._workspace.stored(int((run.offset + run.stored_bytes).max()) - start)
+        first = self._members.stored_array(int(samples[0]), field)
+        self._pool.read(first.shard, [window.data], start, first)
+        starts = run.offset - start
+        if run.alike and out.shape[1:] == first.row_shape and not self._any_due(samples, field):
+            self._check_request(out[0], first)
+            frames = np.lib.stride_tricks.sliding_window_view(window, first.bytes)[starts]
+            out[places] = self._values_of(frames, samples, first)
+            return
+        for place, begin in zip(places.tolist(), starts.tolist(), strict=True):
+            member = self._members.stored_array(int(numbers[place]), field)
+            self._check_request(out[place], member)
             frame = window[begin : begin + member.bytes]
-            self._fill_from_memory(row, member, int(numbers[place]), frame)
+            self._fill_from_memory(out[place], member, member.sample, frame)
+
+    def _values_of(
+        self, frames: AnyArray, samples: NDArray[np.int64], first: StoredArray
+    ) -> AnyArray:
+        """Give the values of raw frames that are all stored as `first` is, headers checked."""
+        headers = frames[:, : first.header_bytes]
+        self._check_header(headers[0].data, first)
+        for unlike in np.flatnonzero((headers != headers[0]).any(axis=1)).tolist():
+            member = self._members.stored_array(int(samples[unlike]), first.field)
+            self._check_header(headers[unlike].data, member)
+        values = frames[:, first.header_bytes :].view(first.dtype)
+        return values.reshape(len(frames), *first.row_shape)
 
     def _read_straight(self, row: AnyArray, member: StoredArray, sample: int) -> int | None:
         """Read header and values, the values straight into the row."""
@@ -290,6 +309,12 @@ class Reader:
         for slab in filler.slabs():
             first = slab.offset // member.dtype.itemsize
             filler.put(slab, values[first : first + slab.bytes // member.dtype.itemsize])
+
+    def _any_due(self, samples: NDArray[np.int64], field: str) -> bool:
+        """Say whether the stored bytes of any of these are due for a comparison."""
+        if self._verify == "first":
+            return not bool(self._verified[field][samples].all())
+        return self._verify == "always"
 
     def _must_hash(self, sample: int, field: str) -> bool:
         """Say whether the stored bytes of this member are due for a comparison."""

@@ -180,12 +180,15 @@ def test_planes_outside_the_crop_are_not_read_when_nothing_is_hashed(
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_strided_rows_are_filled_like_any_other(tmp_path: Path, codec: str) -> None:
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_strided_rows_are_filled_like_any_other(tmp_path: Path, codec: str, at_once: int) -> None:
     samples = random_samples(3)
     shards = packed(tmp_path, samples, codec=codec)
     buffer = np.full((3, 2, 6, 5, 8), 7, np.int16)
     with shards.reader("train") as reader:
-        reader.read_into([2, 1, 0], buffer[..., ::2])
+        for first in range(0, 3, at_once):
+            rows = slice(first, first + at_once)
+            reader.read_into([2, 1, 0][rows], buffer[rows, ..., ::2])
     for row, image in zip(buffer[::-1], images(shards, samples), strict=True):
         np.testing.assert_array_equal(row[..., ::2], image)
         assert (row[..., 1::2] == 7).all()
@@ -274,11 +277,7 @@ def test_the_system_sees_one_read_per_raw_sample_and_one_opening_per_shard(tmp_p
 
 
 def test_small_neighbours_share_one_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    samples = random_samples(20, shape=(1, 8, 8))
-    samples = [
-        Sample(key=sample.key, image=sample.image, axes="CHW", label=sample.label)
-        for sample in samples
-    ]
+    samples = small_images(20)
     shards = packed(tmp_path, samples)
     order = np.random.default_rng(1).permutation(20)
     out = np.empty((20, 1, 8, 8), np.float32)
@@ -289,6 +288,77 @@ def test_small_neighbours_share_one_read(tmp_path: Path, monkeypatch: pytest.Mon
     expected = images(shards, samples)
     for row, sample in zip(out, order, strict=True):
         np.testing.assert_array_equal(row, expected[sample])
+
+
+def small_images(count: int) -> list[Sample]:
+    return [
+        Sample(key=sample.key, image=sample.image, axes="CHW", label=sample.label)
+        for sample in random_samples(count, shape=(1, 8, 8))
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_verified_small_neighbours_that_are_alike_come_by_one_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    samples = small_images(20)
+    shards = packed(tmp_path, samples)
+    expected = images(shards, samples)
+    buffer = np.empty((22, 1, 8, 16), dtype)
+    out = buffer[..., ::2]  # strided, and two samples are asked for twice
+    with shards.reader("train") as reader:
+        reader.read_into(range(20), out[:20])
+        out[:] = 0
+        reads = CountedReads(monkeypatch)
+        order = np.random.default_rng(2).permutation([*range(20), 3, 4])
+        reader.read_into(order, out)
+        assert len(reads.sizes) == 1
+    for row, sample in zip(out, order, strict=True):
+        np.testing.assert_array_equal(row, expected[sample])
+
+
+def test_small_neighbours_of_several_shapes_and_dtypes_are_told_apart(tmp_path: Path) -> None:
+    samples = [
+        Sample(key="a", image=np.full((8, 8), 1, np.int16)),
+        Sample(key="b", image=np.full((8, 8), 2, np.uint16)),
+        Sample(key="c", image=np.full((4, 16), 3, np.int16)),
+        Sample(key="d", image=np.full((16, 8), 4, np.uint8)),
+    ]
+    shards = packed(tmp_path, samples)
+    out = np.zeros((4, 1, 8, 8), np.int32)
+    with shards.reader("train", verify="never") as reader:
+        reader.read_into(range(4), out)
+    for row, sample in zip(out, samples, strict=True):
+        image = sample.image[np.newaxis].astype(np.int32)
+        np.testing.assert_array_equal(row, cropped_or_padded(image, (8, 8)))
+
+
+def test_a_damaged_header_among_neighbours_is_found_without_checksums(tmp_path: Path) -> None:
+    shards = packed(tmp_path, small_images(6))
+    path = shards.path / shards.manifest.shards[0].name
+    order = shards.packed_order("train")
+    victim = int(order[3])
+    flip_a_bit(shards, victim, byte=22)
+    out = np.zeros((6, 1, 8, 8), np.int16)
+    with (
+        shards.reader("train", verify="never") as reader,
+        pytest.raises(ShardError, match=f"sample '{shards.keys('train')[victim]}'") as caught,
+    ):
+        reader.read_into(range(6), out)
+    assert str(path) in str(caught.value)
+
+
+def test_small_neighbours_across_two_pages_are_read_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(members_module, "TABLE_BLOCK_ROWS", 4)
+    samples = small_images(11)
+    shards = packed(tmp_path, samples)
+    out = np.zeros((11, 1, 8, 8), np.int16)
+    with shards.reader("train", verify="never") as reader:
+        reader.read_into(range(11), out)
+    for row, image in zip(out, images(shards, samples), strict=True):
+        np.testing.assert_array_equal(row, image)
 
 
 def test_small_samples_far_apart_are_read_apart(

@@ -42,7 +42,7 @@ def samples() -> list[Sample]:
 def shards(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     """The samples above, two to a shard."""
     folder = tmp_path_factory.mktemp("cohort")
-    pack(folder, samples, codec="blosc", shard_bytes=5_000)
+    pack(folder, samples, codec="blosc", shard_bytes=9_000)
     return open_shards(folder)
 
 

@@ -136,12 +136,19 @@ def test_an_empty_shard_is_called_an_empty_file(cohort: Cohort) -> None:
 def test_a_cut_shard_names_where_it_ends_and_which_samples_are_lost(cohort: Cohort) -> None:
     shard = cohort.shard(0)
     size = shard.stat().st_size
-    last = tar_members(shard)[-3]
+    members = tar_members(shard)
+    last = members[-3]
     with shard.open("r+b") as file:
         file.truncate(last.offset_data + 10)
     problems = cohort.problems()
     assert problems[0].problem == f"size {last.offset_data + 10}, the manifest says {size}"
-    assert {p.key for p in problems if p.key} == {last.name.partition(".")[0]}
+    lost = [problem for problem in problems if problem.key]
+    assert {problem.key for problem in lost} == {last.name.partition(".")[0]}
+    assert [problem.problem for problem in lost] == [
+        f"{member.name}: ends at byte {member.offset_data + member.size}, the file at byte "
+        f"{last.offset_data + 10}"
+        for member in members[-3:]
+    ]
 
 
 def test_shards_with_exchanged_names_are_both_found(cohort: Cohort) -> None:
