@@ -39,10 +39,10 @@ def legend_labels(figure: Figure) -> list[str]:
 
 
 def test_counts_run_on_into_the_next_epoch_and_show_absent_classes_as_0() -> None:
-    labels = np.array([0] * 6 + [2] * 2)
+    labels = np.array([1] * 6 + [2] * 2)
     plan = BalancedPlan.from_labels(labels, global_batch_size=4, seed=1)
-    counts = batch_class_counts(plan, labels, num_classes=3, num_batches=5)
-    assert counts.tolist() == [[2, 0, 2]] * 5
+    counts = batch_class_counts(plan, labels, num_classes=4, num_batches=5)
+    assert counts.tolist() == [[0, 2, 2, 0]] * 5
 
 
 def test_bars_are_as_high_as_the_counts_with_the_rarest_class_at_the_bottom(tmp_path: Path) -> None:
@@ -53,13 +53,14 @@ def test_bars_are_as_high_as_the_counts_with_the_rarest_class_at_the_bottom(tmp_
 
 
 def test_panels_share_order_and_axes_and_say_what_the_rarest_class_gets(tmp_path: Path) -> None:
-    panels = {"before": np.array([[7, 1], [8, 0]]), "after": np.array([[4, 4], [3, 5]])}
+    panels = {"before": np.array([[7, 1], [8, 0]]), "after": np.array([[4, 4], [3, 5], [4, 4]])}
     figure = draw_class_counts(panels, ["HGG", "LGG"], tmp_path / "batches.svg")
     said = [(axes.get_title("left"), axes.get_title("right")) for axes in figure.axes]
     assert said == [("before", "LGG: 0 to 1 per batch"), ("after", "LGG: 4 to 5 per batch")]
     assert bars_by_batch(figure, 1)[1] == [(0, 5), (5, 3)]
     assert [axes.get_ylabel() for axes in figure.axes] == ["samples", "samples"]
     assert figure.axes[1].get_xlabel() == "global batch"
+    assert figure.axes[0].get_xlim() == figure.axes[1].get_xlim()
 
 
 def test_every_class_is_drawn_in_its_own_colour_in_proportion_to_its_counts(tmp_path: Path) -> None:
@@ -74,7 +75,7 @@ def test_every_class_is_drawn_in_its_own_colour_in_proportion_to_its_counts(tmp_
     assert 2.6 < areas[1] / areas[0] < 3.1
 
 
-@pytest.mark.parametrize("num_classes", [2, 20])
+@pytest.mark.parametrize("num_classes", [2, 20, 35])
 def test_classes_look_different_and_no_label_is_cut_off_or_covers_a_panel(
     tmp_path: Path, num_classes: int
 ) -> None:
