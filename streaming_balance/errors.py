@@ -28,7 +28,7 @@ class ShardError(BalanceError, OSError):
 
 
 class SplitError(BalanceError, ValueError):
-    """One patient, or the same voxels, in two splits: packing a table that lists a patient twice."""
+    """One patient, or the same voxels, in two splits: packing a table with a patient twice."""
 
 
 class ResumeError(BalanceError, ValueError):
