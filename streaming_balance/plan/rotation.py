@@ -7,7 +7,8 @@ whether a member can come twice in quick succession:
 * where twice the window fits into a pass, the first places of a pass are reordered so that whoever
   came last waits (`seam`);
 * elsewhere the members keep to fixed groups of consecutive places and change places only inside
-  their group (`groups`), which bounds how far a turn can move.
+  their group (`groups`), which bounds how far a turn can move. The first pass is the same with
+  and without groups, so it depends on nothing but the members' names.
 
 Either way any window of d consecutive draws holds a member at most ceil(d / n) times.
 """
@@ -35,6 +36,9 @@ SEAM_LIMIT = 4096
 # One block costs a quarter of a millisecond, the price of a single place is hardly less.
 BLOCK_PLACES = 1024
 CACHED_BLOCKS = 8
+# A whole pass of a million members takes 8 MB: of such, only those around a seam are kept.
+CACHED_LARGE_PASSES = 3
+LARGE_PASS = 1 << 17
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +180,8 @@ class Rotation:
             block = self._compute(kind, pass_number, number)
             block.flags.writeable = False
             self._blocks[name] = block
-            while len(self._blocks) > CACHED_BLOCKS:
+            is_large = LARGE_PASS < self.size <= EXACT_LIMIT
+            while len(self._blocks) > (CACHED_LARGE_PASSES if is_large else CACHED_BLOCKS):
                 self._blocks.popitem(last=False)
         return block
 
@@ -193,20 +198,19 @@ class Rotation:
 
     def _exact_pass(self, pass_number: int, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Shuffle all members, or the members of each fixed group among themselves."""
-        key = stream_key(self._seed, "order", self._label, pass_number)
+        key = self._pass_key(pass_number)
         group = self.spacing.group
-        if group >= self.size:
+        if group >= self.size or not pass_number:
             return shuffled(key, hashes)
-        seats = shuffled(stream_key(self._seed, "groups", self._label), hashes)
+        seats = shuffled(self._pass_key(0), hashes)
         groups = np.arange(self.size) // group
         return seats[np.lexsort((sort_keys(key, hashes[seats]), groups))]
 
     def _distant(self, pass_number: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Permute single places of a class too large to sort."""
         group = self.spacing.group
-        if group >= self.size:
-            key = stream_key(self._seed, "order", self._label, pass_number)
-            return FeistelPermutation(self.size, key=key)(places)
+        if group >= self.size or not pass_number:
+            return FeistelPermutation(self.size, key=self._pass_key(pass_number))(places)
         seats = np.empty_like(places)
         for number in np.unique(places // group).tolist():
             inside = places // group == number
@@ -214,6 +218,8 @@ class Rotation:
             length = min(group, self.size - start)
             key = stream_key(self._seed, "order", self._label, pass_number, number)
             seats[inside] = start + FeistelPermutation(length, key=key)(places[inside] - start)
-        return FeistelPermutation(self.size, key=stream_key(self._seed, "groups", self._label))(
-            seats
-        )
+        return FeistelPermutation(self.size, key=self._pass_key(0))(seats)
+
+    def _pass_key(self, pass_number: int) -> int:
+        """Name the order of a pass; the first pass also says who shares a group."""
+        return stream_key(self._seed, "order", self._label, pass_number)
