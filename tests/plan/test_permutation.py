@@ -118,7 +118,7 @@ def test_the_feistel_rectangle_has_hardly_a_spare_cell() -> None:
         assert size <= cells <= size + 2 * int(size**0.5) + 2
 
 
-@pytest.mark.parametrize(("size", "draws"), [(7, 5000), (64, 2000)])
+@pytest.mark.parametrize(("size", "draws"), [(7, 2500), (64, 1500)])
 def test_a_feistel_permutation_puts_every_member_at_every_place_equally_often(
     size: int, draws: int
 ) -> None:
@@ -132,7 +132,7 @@ def test_a_feistel_permutation_puts_every_member_at_every_place_equally_often(
 
 
 def test_neighbours_in_a_feistel_permutation_are_unrelated() -> None:
-    size, draws = 11, 5000
+    size, draws = 11, 3500
     table = np.zeros((size, size), dtype=np.int64)
     for number in range(draws):
         first, second = FeistelPermutation(size, key=stream_key(2, "order", number))(

@@ -76,7 +76,7 @@ def test_every_rank_sees_every_class_in_proportion_and_a_batch_size_in_its_turn(
 
 
 def test_no_rank_is_favoured_in_the_long_run() -> None:
-    for num_ranks in (2, 3, 5, 8, 16):
+    for num_ranks in (2, 5, 16):
         starts = np.zeros(num_ranks, dtype=np.int64)
         for step in range(1600):
             key = stream_key(0, "ranks", 0, step)

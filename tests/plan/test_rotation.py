@@ -111,6 +111,15 @@ def test_the_first_places_of_a_pass_stay_unpredictable_after_the_seam_is_repaire
     assert len(firsts) > 65
 
 
+@given(size=st.integers(1, 60), window=st.integers(1, 80), seed=st.integers(0, 2**64 - 1))
+def test_the_first_pass_is_the_same_however_far_turns_are_kept_apart(
+    size: int, window: int, seed: int
+) -> None:
+    free, _ = rotation(size, spacing_for(size, []), seed=seed).take(0, size)
+    apart, _ = rotation(size, spacing_for(size, [window]), seed=seed).take(0, size)
+    assert apart.tolist() == free.tolist()
+
+
 def test_labels_and_seeds_reach_different_orders() -> None:
     free = Spacing(group=75, window=1)
     orders = [

@@ -48,13 +48,13 @@ def check_carry(ideal: list[Fraction], epochs: int, slack: Fraction) -> None:
 
 
 @given(ideal=ideals())
-@settings(max_examples=150)
+@settings(max_examples=50)
 def test_every_class_stays_within_one_of_its_ideal_at_every_epoch(ideal: list[Fraction]) -> None:
     check_carry(ideal, 70, Fraction(0))
 
 
 @given(ideal=awkward_ideals())
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_shares_that_never_repeat_stay_within_one_as_well(ideal: list[Fraction]) -> None:
     check_carry(ideal, 70, Fraction(1, 10**6))
 
