@@ -297,12 +297,13 @@ def small_images(count: int) -> list[Sample]:
     ]
 
 
+@pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("dtype", ["int16", "float32"])
 def test_verified_small_neighbours_that_are_alike_come_by_one_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, dtype: str
 ) -> None:
     samples = small_images(20)
-    shards = packed(tmp_path, samples)
+    shards = packed(tmp_path, samples, codec=codec)
     expected = images(shards, samples)
     buffer = np.empty((22, 1, 8, 16), dtype)
     out = buffer[..., ::2]  # strided, and two samples are asked for twice
@@ -317,35 +318,56 @@ def test_verified_small_neighbours_that_are_alike_come_by_one_read(
         np.testing.assert_array_equal(row, expected[sample])
 
 
-def test_small_neighbours_of_several_shapes_and_dtypes_are_told_apart(tmp_path: Path) -> None:
-    samples = [
-        Sample(key="a", image=np.full((8, 8), 1, np.int16)),
-        Sample(key="b", image=np.full((8, 8), 2, np.uint16)),
-        Sample(key="c", image=np.full((4, 16), 3, np.int16)),
-        Sample(key="d", image=np.full((16, 8), 4, np.uint8)),
-    ]
+UNLIKE = {
+    # All take 128 bytes after a header of 128.
+    "dtype": [np.full((8, 8), 50_000, "uint16"), np.full((8, 8), -3, "int16")],
+    "shape": [np.arange(64, dtype="int16").reshape(8, 8), np.arange(64, dtype="int16")[None]],
+    "all": [np.full((8, 8), 50_000, "uint16"), np.arange(128, dtype="uint8").reshape(16, 8)],
+}
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_small_neighbours_of_one_size_but_unlike_are_told_apart(tmp_path: Path, name: str) -> None:
+    samples = [Sample(key=f"{number}", image=image) for number, image in enumerate(UNLIKE[name])]
     shards = packed(tmp_path, samples)
-    out = np.zeros((4, 1, 8, 8), np.int32)
+    out = np.zeros((2, 1, 8, 8), np.int32)
     with shards.reader("train", verify="never") as reader:
-        reader.read_into(range(4), out)
+        assert reader.stored_bytes(0) == reader.stored_bytes(1)
+        reader.read_into(range(2), out)
     for row, sample in zip(out, samples, strict=True):
         image = sample.image[np.newaxis].astype(np.int32)
         np.testing.assert_array_equal(row, cropped_or_padded(image, (8, 8)))
 
 
-def test_a_damaged_header_among_neighbours_is_found_without_checksums(tmp_path: Path) -> None:
+@pytest.mark.parametrize("victim", [0, 3])
+def test_a_damaged_header_among_neighbours_is_found_without_checksums(
+    tmp_path: Path, victim: int
+) -> None:
     shards = packed(tmp_path, small_images(6))
     path = shards.path / shards.manifest.shards[0].name
-    order = shards.packed_order("train")
-    victim = int(order[3])
-    flip_a_bit(shards, victim, byte=22)
+    sample = int(shards.packed_order("train")[victim])
+    flip_a_bit(shards, sample, byte=22)
     out = np.zeros((6, 1, 8, 8), np.int16)
     with (
         shards.reader("train", verify="never") as reader,
-        pytest.raises(ShardError, match=f"sample '{shards.keys('train')[victim]}'") as caught,
+        pytest.raises(ShardError, match=f"sample '{shards.keys('train')[sample]}'") as caught,
     ):
         reader.read_into(range(6), out)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("verify", ["first", "always"])
+def test_a_flipped_bit_among_neighbours_is_found(tmp_path: Path, verify: Verify) -> None:
+    shards = packed(tmp_path, small_images(6))
+    out = np.zeros((6, 1, 8, 8), np.int16)
+    with shards.reader("train", verify=verify) as reader:
+        if verify == "always":
+            reader.read_into(range(6), out)
+        else:
+            reader.read_into([0, 1, 2, 3, 5], out[:5])
+        flip_a_bit(shards, 4)
+        with pytest.raises(ShardError, match=r"sample 'train-00\d'.*xxh3-64"):
+            reader.read_into(range(6), out)
 
 
 def test_small_neighbours_across_two_pages_are_read_right(
