@@ -131,6 +131,24 @@ def test_spreading_turns_counts_what_picking_would_deliver(
     np.testing.assert_array_equal(counted, expected)
 
 
+def test_patients_without_names_start_by_sample_number_and_still_take_turns() -> None:
+    # Names are not kept for classes too large to sort.
+    members = ClassMembers(
+        label="a",
+        size=2,
+        first=0,
+        samples=np.array([7, 8, 9, 3, 4]),
+        starts=np.array([0, 3, 5]),
+        names=None,
+    )
+    shown = [members.pick(np.array([0, 1]), np.array([turn, turn])).tolist() for turn in range(6)]
+    assert {row[0] for row in shown[:3]} == {7, 8, 9}
+    assert {row[1] for row in shown[:2]} == {3, 4}
+    counts = np.zeros(10, dtype=np.int64)
+    members.spread(np.array([6, 6]), counts)
+    assert counts.tolist() == [0, 0, 0, 3, 3, 0, 0, 2, 2, 2]
+
+
 @given(
     owners=st.lists(st.integers(0, 9), min_size=1, max_size=40),
     data=st.data(),
