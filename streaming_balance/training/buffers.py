@@ -30,7 +30,8 @@ class BufferPool:
     """Lends tensors over memory that is used again once every view of it is gone.
 
     Args:
-        keep_bytes: most free memory kept for later, in bytes; more is given back to the system.
+        keep_bytes: most free memory kept for later, in bytes; more is given back to the system,
+            but two buffers of any size are kept, or large batches would never be warm.
         pinned: take pinned memory from torch's caching host allocator instead.
     """
 
@@ -94,7 +95,7 @@ class BufferPool:
                 memory = self._returned.get_nowait()
             except queue.Empty:
                 return
-            if self._free_bytes + memory.nbytes > self._keep_bytes:
+            if self._free_bytes + memory.nbytes > max(self._keep_bytes, 2 * memory.nbytes):
                 continue
             self._free.setdefault(memory.nbytes, []).append(memory)
             self._free_bytes += memory.nbytes
