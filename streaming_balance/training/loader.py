@@ -103,12 +103,13 @@ class BalancedLoader(PlannedLoader):
             )
         saved = LoaderState.from_dict(state)
         saved.check_continues(self._state())
-        if saved.position.step >= self.plan.num_steps(saved.position.epoch):
+        try:
+            self._request(saved.position)
+        except (IndexError, OverflowError) as error:
             raise ResumeError(
-                f"the state stands at {saved.position}, but that epoch has "
-                f"{self.plan.num_steps(saved.position.epoch)} steps; it is damaged. Use an earlier "
-                f"checkpoint."
-            )
+                f"the state stands at {saved.position}, which the plan does not have ({error}); "
+                f"it is damaged. Use an earlier checkpoint."
+            ) from error
         self._move_to(saved.position)
         self._skipped = saved.skipped
 
