@@ -2,192 +2,276 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from streaming_balance.demo.cohort import make_cohort
-from streaming_balance.demo.network import SmallNetwork, recall_by_class, train_network
+from streaming_balance.demo.narration import Narration, percent
+from streaming_balance.demo.places import Places
+from streaming_balance.demo.runs import Experiment, Resumption
+from streaming_balance.errors import ConfigError
 from streaming_balance.ingest.pack import write_shards
 from streaming_balance.plan.epoch import BalancedPlan
 from streaming_balance.report.audit import Audit, audit_run, read_state
 from streaming_balance.report.distribution import batch_class_counts, draw_class_counts
+from streaming_balance.report.plan_summary import class_counts
 from streaming_balance.storage.shards import ShardSet, open_shards
-from streaming_balance.training.evaluation import eval_loader
-from streaming_balance.training.loader import BalancedLoader, train_loader
 
-GLOBAL_BATCH_SIZE = 8
-EPOCHS = 10
+# Below this the rare class has too few patients to be in both splits and to be measured.
+FEWEST_PATIENTS = 20
 SPLIT = "train=0.6,val=0.4"
-# Somewhere inside an epoch, on a number of ranks that divides neither the batch nor its classes.
-STOP_AFTER_STEPS, RESUMED_RANKS, COMPARED_STEPS = 22, 3, 12
-BATCHES_DRAWN = 40
-# Nine batches of these small volumes; reading hundreds ahead would take the processors' time from
-# the network.
-PREFETCH_BYTES = 16 * 2**20
+BATCHES_DRAWN = 45
+INDEPENDENT, NATURAL, BALANCED = "independent draws", "natural order", "class_balanced"
+STRATEGIES: Mapping[str, Mapping[str, str]] = {
+    INDEPENDENT: {"name": "instance_balanced", "draw": "iid"},
+    NATURAL: {"name": "instance_balanced"},
+    BALANCED: {"name": "class_balanced"},
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tour:
-    """What the tour showed."""
+    """What the tour measured."""
 
-    cohort: Path
-    """The packed data set."""
     patients: Mapping[str, int]
     """label -> generated patients."""
-    natural_recall: Mapping[str, float]
-    """label -> recall on validation after training in natural order."""
-    balanced_recall: Mapping[str, float]
-    """The same after as many balanced steps."""
-    compared_batches: int
-    """Global batches compared after the stop."""
-    equal_batches: int
-    """How many of them held the same samples when resumed on other ranks."""
+    splits: Mapping[str, Mapping[str, int]]
+    """split -> label -> patients."""
+    rare: str
+    """The class with the fewest patients."""
+    rare_per_batch: Mapping[str, tuple[int, int]]
+    """strategy -> fewest and most of the rare class in a batch."""
+    steps: int
+    """Steps that each network was trained for."""
+    recall: Mapping[str, Mapping[str, float]]
+    """`natural`, `balanced` and `resumed` -> label -> recall on validation."""
+    resumption: Resumption
+    """Stopped and resumed against uninterrupted."""
     audit: Audit
-    """Who was seen in the balanced run."""
-    picture: Path
-    """Class counts per batch, before and after."""
+    """Who was seen in the run that was stopped and resumed."""
+    places: Places
+    """Where the files are."""
 
 
-def take_tour(out: Path, *, patients: int = 190, seed: int = 0, say: Callable[[str], None]) -> Tour:
+def take_tour(
+    out: Path,
+    *,
+    patients: int = 190,
+    epochs: int = 10,
+    seed: int = 0,
+    narration: Narration,
+) -> Tour:
     """Show the whole way on a generated cohort.
 
     Args:
-        out: folder to work in; running again in it is fine.
+        out: folder to work in: a new or empty one, or that of an earlier tour.
         patients: how many to generate, at least 20.
+        epochs: epochs to train for, at least 1.
         seed: names every random stream, in [0, 2**64 - 1].
-        say: called with a line of text whenever there is something to tell.
+        narration: tells people what happens.
 
     Returns:
         Everything that was measured.
+
+    Raises:
+        ConfigError: too few patients or epochs, or the folder holds something else.
     """
-    counts = make_cohort(out / "patients", patients=patients, seed=seed)
-    say(f"1. made {patients} patients: {_listed(counts)}, four modalities, in {out / 'patients'}")
-    packed = write_shards(out / "patients", out / "cohort", split=SPLIT, seed=seed, overwrite=True)
-    shards = open_shards(out / "cohort")
-    say(f"2. packed {packed.packed} into {out / 'cohort'}: {_sizes(shards)}")
-    say(f"3. training twice for {EPOCHS} epochs of batches of {GLOBAL_BATCH_SIZE}")
-    natural = _trained_recall(shards, balance=None, seed=seed)
-    say(f"   natural order:  recall on validation {_percentages(natural)}")
-    state_file = out / "state.json"
-    balanced = _trained_recall(shards, balance="class_balanced", seed=seed, state_file=state_file)
-    say(f"   class_balanced: recall on validation {_percentages(balanced)}")
-    equal = sum(_resumed_equals_uninterrupted(shards, seed=seed))
-    say(
-        f"4. stopped in mid-epoch after {STOP_AFTER_STEPS} steps, resumed on {RESUMED_RANKS} "
-        f"ranks: {equal} of {COMPARED_STEPS} global batches hold the same samples"
-    )
-    audit = audit_run(shards, read_state(state_file))
-    say(f"5. audit of the balanced run, from {state_file} alone:")
-    for label, entry in audit.classes.items():
-        times = " or ".join(map(str, sorted({entry.exposure_min, entry.exposure_max})))
-        say(f"   {label}: {entry.delivered} deliveries, each of {entry.patients} patients {times}x")
-    picture = _draw(shards, out / "batches.png", seed=seed)
-    say(f"6. class counts per batch, before and after: {picture}")
-    return Tour(
-        cohort=out / "cohort",
+    if patients < FEWEST_PATIENTS or epochs < 1:
+        raise ConfigError(
+            f"patients is {patients} and epochs is {epochs}; the tour needs at least "
+            f"{FEWEST_PATIENTS} patients and 1 epoch."
+        )
+    places = Places.claim(out)
+    counts = _make(places, patients, seed, narration)
+    shards = _pack(places, seed, narration)
+    rare = min(counts, key=lambda label: counts[label])
+    per_batch = _look_at_batches(shards, places, rare, seed, narration)
+    experiment = Experiment(shards, epochs=epochs, seed=seed)
+    recall = _train_twice(experiment, rare, narration)
+    resumption = _stop_and_resume(experiment, places, narration)
+    audit = _audit(shards, places, narration)
+    tour = Tour(
         patients=counts,
-        natural_recall=natural,
-        balanced_recall=balanced,
-        compared_batches=COMPARED_STEPS,
-        equal_batches=equal,
+        splits={split: class_counts(shards, split) for split in shards.splits},
+        rare=rare,
+        rare_per_batch=per_batch,
+        steps=experiment.steps,
+        recall={**recall, "resumed": resumption.recall},
+        resumption=resumption,
         audit=audit,
-        picture=picture,
+        places=places,
     )
+    _conclude(tour, narration)
+    return tour
 
 
-def _trained_recall(
-    shards: ShardSet, *, balance: str | None, seed: int, state_file: Path | None = None
-) -> dict[str, float]:
-    """Train a fresh network and judge it on the untouched validation set."""
-    with ExitStack() as stack:
-        train = stack.enter_context(_loader(shards, balance, seed))
-        val = stack.enter_context(eval_loader(shards, split="val", batch_size=GLOBAL_BATCH_SIZE))
-        modalities = len(shards.read("train", 0)["image"])
-        network = SmallNetwork(modalities, len(shards.classes), seed=seed)
-        train_network(network, chain.from_iterable(train for _ in range(EPOCHS)))
-        if state_file is not None:
-            state_file.write_text(json.dumps(train.state_dict()), encoding="utf-8")
-        return recall_by_class(network, val, shards.classes)
+def _make(places: Places, patients: int, seed: int, narration: Narration) -> dict[str, int]:
+    """Generate the cohort."""
+    narration.stage("Make a cohort")
+    counts = make_cohort(places.patients, patients=patients, seed=seed)
+    ratio = max(counts.values()) / min(counts.values())
+    listed = " and ".join(f"{count} {label}" for label, count in counts.items())
+    narration.say(f"{patients} generated patients, {listed} ({ratio:.1f} to 1), as BraTS is laid")
+    narration.say(f"out: four modalities and a mask each. Seed {seed}. {places.patients}")
+    return counts
 
 
-def _resumed_equals_uninterrupted(shards: ShardSet, *, seed: int) -> Iterator[bool]:
-    """Stop a run, resume it on other ranks, and compare batch by batch."""
-    with ExitStack() as stack:
-        whole = stack.enter_context(_loader(shards, "class_balanced", seed))
-        batches = _endless(whole)
-        for _ in islice(batches, STOP_AFTER_STEPS):
-            pass
-        state = json.loads(json.dumps(whole.state_dict()))
-        parts = []
-        for rank in range(RESUMED_RANKS):
-            part = stack.enter_context(
-                _loader(shards, "class_balanced", seed, rank=rank, num_ranks=RESUMED_RANKS)
-            )
-            part.load_state_dict(state)
-            parts.append(_endless(part))
-        for _ in range(COMPARED_STEPS):
-            expected = sorted(next(batches)["key"])
-            found = sorted(key for part in parts for key in next(part)["key"])
-            yield found == expected
-
-
-def _loader(
-    shards: ShardSet, balance: str | None, seed: int, *, rank: int = 0, num_ranks: int = 1
-) -> BalancedLoader:
-    """Make one rank's training loader."""
-    return train_loader(
-        shards,
-        global_batch_size=GLOBAL_BATCH_SIZE,
-        balance=balance,
-        seed=seed,
-        rank=rank,
-        num_ranks=num_ranks,
-        prefetch_bytes=PREFETCH_BYTES,
+def _pack(places: Places, seed: int, narration: Narration) -> ShardSet:
+    """Pack the cohort into shards."""
+    narration.stage("Pack it into shards, split by patient")
+    report = write_shards(places.patients, places.cohort, split=SPLIT, seed=seed, overwrite=True)
+    shards = open_shards(places.cohort)
+    rows = [(split, *class_counts(shards, split).values()) for split in shards.splits]
+    narration.table(("patients", *shards.classes), rows)
+    narration.say(
+        f"Found {report.found} = packed {report.packed} + rejected {len(report.rejected)}; no "
+        f"patient is in two splits. {places.cohort}"
     )
+    return shards
 
 
-def _endless(loader: BalancedLoader) -> Iterator[dict[str, Any]]:
-    """Go on from epoch to epoch."""
-    while True:
-        yield from loader
-
-
-def _draw(shards: ShardSet, path: Path, *, seed: int) -> Path:
-    """Draw what batches hold when samples are merely shuffled, and when they are balanced."""
-    panels = {}
-    strategies = {
-        "shuffled: whatever comes": {"name": "instance_balanced", "draw": "iid"},
-        "class_balanced: the same in every batch": {"name": "class_balanced"},
+def _look_at_batches(
+    shards: ShardSet, places: Places, rare: str, seed: int, narration: Narration
+) -> dict[str, tuple[int, int]]:
+    """Count and draw what batches hold, before and after balancing."""
+    narration.stage("Look at batches before and after balancing")
+    counts = {name: _counts(shards, strategy, seed=seed) for name, strategy in STRATEGIES.items()}
+    draw_class_counts(counts, shards.classes, places.picture)
+    number = shards.classes.index(rare)
+    spans = {
+        name: (int(found[:, number].min()), int(found[:, number].max()))
+        for name, found in counts.items()
     }
-    for title, balance in strategies.items():
-        plan = BalancedPlan.for_shards(
-            shards, global_batch_size=GLOBAL_BATCH_SIZE, balance=balance, seed=seed
-        )
-        panels[title] = batch_class_counts(
-            plan,
-            shards.labels("train"),
-            num_classes=len(shards.classes),
-            num_batches=BATCHES_DRAWN,
-        )
-    draw_class_counts(panels, shards.classes, path)
-    return path
+    narration.table(
+        (f"{rare} per batch of {Experiment.global_batch_size}", "fewest", "most"),
+        ((name, *span) for name, span in spans.items()),
+    )
+    narration.say(f"All classes of {BATCHES_DRAWN} batches, drawn: {places.picture}")
+    return spans
 
 
-def _sizes(shards: ShardSet) -> str:
-    """Write the sizes of the splits."""
-    return _listed({split: shards.size(split) for split in shards.splits})
+def _counts(shards: ShardSet, strategy: Mapping[str, str], *, seed: int) -> NDArray[np.int64]:
+    """Count the classes of a strategy's first batches."""
+    plan = BalancedPlan.for_shards(
+        shards, global_batch_size=Experiment.global_batch_size, balance=strategy, seed=seed
+    )
+    return batch_class_counts(
+        plan,
+        shards.labels("train"),
+        num_classes=len(shards.classes),
+        num_batches=BATCHES_DRAWN,
+    )
 
 
-def _listed(counts: Mapping[str, int]) -> str:
-    """Write counts by name."""
-    return ", ".join(f"{count} {name}" for name, count in counts.items())
+def _train_twice(
+    experiment: Experiment, rare: str, narration: Narration
+) -> dict[str, Mapping[str, float]]:
+    """Train in natural order and balanced, and compare recall."""
+    narration.stage("Train a small 3-D network twice: natural and balanced")
+    narration.say(
+        f"Equal initial weights, {experiment.steps} steps each, batches of "
+        f"{experiment.global_batch_size}. Recall on the validation patients, which are never "
+        f"balanced:"
+    )
+    natural, balanced = experiment.natural.recall, experiment.balanced.recall
+    there = class_counts(experiment.shards, "val")
+    narration.table(
+        ("recall", "patients", "natural", "balanced"),
+        (
+            (label, there[label], percent(natural[label]), percent(balanced[label]))
+            for label in natural
+        ),
+    )
+    narration.say(f"With balanced batches {_changes(natural, balanced, rare)}.")
+    return {"natural": natural, "balanced": balanced}
 
 
-def _percentages(recall: Mapping[str, float]) -> str:
-    """Write recall by class."""
-    return ", ".join(f"{label} {value:.0%}" for label, value in recall.items())
+def _stop_and_resume(experiment: Experiment, places: Places, narration: Narration) -> Resumption:
+    """Stop in mid-epoch, resume on two ranks, and compare with the uninterrupted run."""
+    narration.stage(f"Stop in mid-epoch, resume on {experiment.resumed_ranks} ranks")
+    found = experiment.stop_and_resume(places)
+    narration.say(
+        f"One rank stopped in epoch {found.epoch} before step {found.step} and saved its state and "
+        f"network in {places.checkpoint}. From there, {found.ranks} ranks trained to the end."
+    )
+    narration.say(
+        f"{'PASS' if found.is_equal else 'FAIL'}: {found.equal} of {found.compared} global batches "
+        f"hold what the uninterrupted run's hold: sample numbers, places and voxel checksums.",
+        style="bold green" if found.is_equal else "bold red",
+    )
+    recalls = ", ".join(f"{label} {percent(value)}" for label, value in found.recall.items())
+    narration.say(f"Recall of the resumed network: {recalls}.")
+    return found
+
+
+def _audit(shards: ShardSet, places: Places, narration: Narration) -> Audit:
+    """Say who was seen, from the data set and the saved state alone."""
+    narration.stage("Audit the run that was stopped and resumed")
+    audit = audit_run(shards, read_state(places.state))
+    narration.table(
+        ("class", "patients", "seen", "delivered", "share", "least", "most"),
+        (
+            (
+                label,
+                entry.patients,
+                entry.seen,
+                entry.delivered,
+                percent(entry.share),
+                entry.exposure_min,
+                entry.exposure_max,
+            )
+            for label, entry in audit.classes.items()
+        ),
+    )
+    narration.say(f"Computed from {places.cohort} and {places.state}, nothing else.")
+    return audit
+
+
+def _conclude(tour: Tour, narration: Narration) -> None:
+    """Sum up what was measured, and say how to go on."""
+    narration.stage("Shown")
+    least, most = tour.rare_per_batch[BALANCED]
+    drawn_least, drawn_most = tour.rare_per_batch[INDEPENDENT]
+    found = tour.resumption
+    changes = _changes(tour.recall["natural"], tour.recall["balanced"], tour.rare)
+    lines = (
+        f"{tour.rare} per batch: {_span(least, most)} balanced, "
+        f"{_span(drawn_least, drawn_most)} by independent draws",
+        f"recall on validation: {changes}",
+        f"resumed on {found.ranks} ranks: {found.equal} of {found.compared} global batches are the "
+        f"same: {'PASS' if found.is_equal else 'FAIL'}",
+        *(
+            f"{label}: {entry.seen} of {entry.patients} patients seen, each "
+            f"{_span(entry.exposure_min, entry.exposure_max)} times"
+            for label, entry in tour.audit.classes.items()
+        ),
+    )
+    for line in lines:
+        narration.say(f"- {line}")
+    narration.say(f"Picture: {tour.places.picture}")
+    narration.say("Go on with:")
+    narration.say(f"  streaming-balance inspect {tour.places.cohort}")
+    narration.say(f"  streaming-balance audit {tour.places.cohort} --state {tour.places.state}")
+
+
+def _changes(natural: Mapping[str, float], balanced: Mapping[str, float], rare: str) -> str:
+    """Say how recall changed, the rare class first, whatever it did."""
+    labels = sorted(natural, key=lambda label: label != rare)
+    return ", ".join(_change(label, natural[label], balanced[label]) for label in labels)
+
+
+def _change(label: str, before: float, after: float) -> str:
+    """Say what became of one number."""
+    if percent(before) == percent(after):
+        return f"{label} stays at {percent(after)}"
+    verb = "rises" if after > before else "falls"
+    return f"{label} {verb} from {percent(before)} to {percent(after)}"
+
+
+def _span(least: int, most: int) -> str:
+    """Write a range of counts."""
+    return f"{least}" if least == most else f"{least} to {most}"
