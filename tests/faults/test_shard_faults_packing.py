@@ -19,7 +19,7 @@ from streaming_balance.storage.codecs import decode
 from streaming_balance.storage.index import SampleTable
 from streaming_balance.storage.layout import MANIFEST_NAME, TABLE_NAME
 from streaming_balance.storage.manifest import read_manifest
-from streaming_balance.storage.tar import END_OF_TAR, member_header, padding, scan_tar
+from streaming_balance.storage.tar import END_OF_TAR, TarMember, member_header, padding, scan_tar
 from streaming_balance.storage.writer import PackWriter
 from tests.building import Sample, pack, random_samples
 
@@ -79,6 +79,17 @@ def test_1_and_2_a_shard_cut_at_any_block_is_refused(shard: bytes, tmp_path: Pat
     assert len(boundaries) == 9
     for cut in cuts:
         assert "cut" in refusal(path, shard[:cut]) or cut in (0, len(shard) - 512)
+
+
+def test_2_no_member_is_given_out_that_the_cut_reached(tmp_path: Path) -> None:
+    path = tmp_path / "shard.tar"
+    path.write_bytes(member_header("P1.cls", 1024) + bytes(512))  # a payload without padding
+    given: list[TarMember] = []
+    with pytest.raises(
+        ShardError, match=r"'P1\.cls' at byte 0 needs bytes up to 1536.*ends at 1024"
+    ):
+        given.extend(scan_tar(path))
+    assert given == []
 
 
 def test_2_a_shard_cut_anywhere_inside_a_block_is_refused(shard: bytes, tmp_path: Path) -> None:
