@@ -172,7 +172,7 @@ def test_excluded_samples_are_never_exposed_and_keep_their_numbers() -> None:
 
         def keys(self, split: str) -> Any:
             assert split == "train"
-            return np.array(["P1__1", "P1__2", "P2", "P3", "P4", "P5"])
+            return np.array(["P1__1", "P1__2", "P2__1", "P3__1", "P4__1", "P5__1"])
 
     plan = BalancedPlan.for_shards(Shards(), global_batch_size=2, exclude=["P4", "P1__2"])
     assert dict(plan.sizes) == {"a": 2, "b": 2}

@@ -313,6 +313,20 @@ def test_a_class_smaller_than_its_share_of_a_batch_repeats_evenly() -> None:
         assert times[3:].max() == 1
 
 
+def test_a_single_short_batch_an_epoch_repeats_evenly() -> None:
+    # 9 draws an epoch, 4 or 5 of 3 patients: never more than twice in a batch.
+    balance = {"name": "class_balanced", "num_samples": 9, "last": "short"}
+    for seed in range(20):
+        plan = BalancedPlan.from_labels(
+            [0] * 3 + [1] * 5, global_batch_size=20, balance=balance, seed=seed
+        )
+        for epoch in range(10):
+            times = np.bincount(plan.batch(epoch, 0), minlength=8)
+            assert times.sum() == 9
+            assert times[:3].max() <= 2
+            assert times[3:].max() <= 1
+
+
 def test_a_batch_smaller_than_the_number_of_classes_serves_them_in_turn() -> None:
     labels = np.repeat(np.arange(10), 12)
     plan = BalancedPlan.from_labels(labels, global_batch_size=3)

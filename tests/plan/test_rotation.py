@@ -62,6 +62,7 @@ def test_a_window_of_up_to_half_the_class_leaves_the_whole_class_free_to_mix() -
     # 2q - 1 = 75 for q = 38: the last that a seam can serve; 39 needs groups of 37.
     assert spacing_for(75, [38]) == Spacing(group=75, window=38)
     assert spacing_for(75, [39]) == Spacing(group=25, window=1)
+    assert spacing_for(74, [38]) == Spacing(group=37, window=1)
     assert spacing_for(75, []) == Spacing(group=75, window=1)
     assert spacing_for(10**9, [SEAM_LIMIT]).window == SEAM_LIMIT
     assert spacing_for(10**9, [SEAM_LIMIT + 1]) == Spacing(group=5 * 10**8, window=1)

@@ -121,6 +121,9 @@ def test_hand_worked_counts_of_down_and_upsampling() -> None:
     # 75 / 210 as a float is a hair off; the classes are already there, so nothing changes.
     assert Downsample(target_ratio=75 / 210).resampled(BRATS) == BRATS
     assert Upsample(target_ratio=75 / 210).resampled(BRATS) == BRATS
+    # 1/3 as a float is a hair less, 5/6 a hair more.
+    assert Upsample(target_ratio=1 / 3).resampled({"a": 1, "b": 300}) == {"a": 100, "b": 300}
+    assert Downsample(target_ratio=5 / 6).resampled({"a": 5, "b": 300}) == {"a": 5, "b": 6}
     three = {"a": 100, "b": 20, "c": 5}
     assert Upsample(target_ratio=0.1).resampled(three) == {"a": 100, "b": 20, "c": 10}
     assert Downsample(target_ratio=0.1).resampled(three) == {"a": 50, "b": 20, "c": 5}

@@ -67,6 +67,21 @@ def test_many_heavy_classes_stay_within_one() -> None:
         check_carry(fractions, 230, Fraction(0))
 
 
+@pytest.mark.parametrize(
+    ("parts", "whole"),
+    [
+        # By deadline alone six seats go wrong here ...
+        ([17, 8, 16, 18, 13, 12, 17, 19], 20),
+        # ... and here by deadline and overlap without the deadline of the group.
+        ([8, 6, 12, 14, 12, 13, 15], 16),
+    ],
+)
+def test_classes_that_need_every_rule_of_precedence_stay_within_one(
+    parts: list[int], whole: int
+) -> None:
+    check_carry([Fraction(part, whole) for part in parts], 5 * whole, Fraction(0))
+
+
 def test_half_draws_alternate() -> None:
     totals = EpochTotals([Fraction(285, 2)] * 2, tie_order=[0, 1])
     assert [totals.of(epoch) for epoch in range(3)] == [(143, 142), (142, 143), (143, 142)]
