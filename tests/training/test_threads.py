@@ -1,0 +1,136 @@
+"""Reader threads: they do what they are given, and never outlive their owner."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+
+import pytest
+
+from streaming_balance.errors import BalanceError
+from streaming_balance.training.threads import ReaderThreads
+from tests.training.cohorts import run_python
+
+DEADLINE = 10.0
+
+
+def readers() -> list[threading.Thread]:
+    """List the reader threads of this process."""
+    return [t for t in threading.enumerate() if t.name.startswith("streaming-balance-reader")]
+
+
+def test_one_thread_does_the_work_in_the_order_given() -> None:
+    threads, done, order = ReaderThreads(1), threading.Event(), list[int]()
+    for number in range(100):
+        threads.submit(lambda number=number: order.append(number))  # type: ignore[misc]
+    threads.submit(done.set)
+    threads.wait(done)
+    threads.close()
+    assert order == list(range(100))
+
+
+def test_closing_waits_for_work_under_way_and_drops_what_is_queued() -> None:
+    threads = ReaderThreads(1)
+    begun, release = threading.Event(), threading.Event()
+    finished: list[str] = []
+
+    def first() -> None:
+        begun.set()
+        release.wait(DEADLINE)
+        finished.append("first")
+
+    threads.submit(first)
+    threads.submit(lambda: finished.append("queued"))
+    assert begun.wait(DEADLINE)
+    threading.Timer(0.05, release.set).start()
+    threads.close()
+    assert finished == ["first"]
+    threads.close()
+    assert not any(thread.is_alive() for thread in threads._threads)
+
+
+def test_waiting_for_threads_that_are_gone_is_an_error_not_a_hang() -> None:
+    threads = ReaderThreads(2)
+    threads.close()
+    started = time.monotonic()
+    with pytest.raises(BalanceError, match="reader threads of process .* are gone"):
+        threads.wait(threading.Event())
+    assert time.monotonic() - started < 5
+
+
+def test_threads_end_when_their_owner_is_forgotten() -> None:
+    before = set(readers())
+    threads = ReaderThreads(3)
+    mine = set(readers()) - before
+    assert len(mine) == 3
+    del threads
+    for thread in mine:
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
+
+
+def test_collecting_an_owner_in_one_of_its_threads_waits_for_no_other_thread() -> None:
+    # Thread A collects the owner while it holds a lock that thread B waits for.
+    lock, holding, finished = threading.Lock(), threading.Event(), threading.Semaphore(0)
+
+    class Owner:
+        def __init__(self) -> None:
+            self.threads, self.circle = ReaderThreads(2), self
+
+    def collecting() -> None:
+        with lock:
+            holding.set()
+            waiting.wait(DEADLINE)
+            gc.collect()
+        finished.release()
+
+    def needing_the_lock() -> None:
+        holding.wait(DEADLINE)
+        waiting.set()
+        with lock:
+            finished.release()
+
+    waiting = threading.Event()
+    gc.disable()
+    try:
+        owner = Owner()
+        owner.threads.submit(collecting)
+        owner.threads.submit(needing_the_lock)
+        del owner
+        assert finished.acquire(timeout=DEADLINE)
+        assert finished.acquire(timeout=DEADLINE)
+    finally:
+        gc.enable()
+
+
+def test_closing_inside_a_reader_thread_does_not_wait_for_itself() -> None:
+    threads, done = ReaderThreads(2), threading.Event()
+
+    def close() -> None:
+        threads.close()
+        done.set()
+
+    threads.submit(close)
+    assert done.wait(DEADLINE)
+
+
+def test_the_interpreter_exits_soon_though_a_thread_is_stuck() -> None:
+    script = """
+import threading, time
+from streaming_balance.training.threads import ReaderThreads
+threads, begun = ReaderThreads(2), threading.Event()
+def stuck():
+    begun.set()
+    threading.Event().wait()
+threads.submit(stuck)
+begun.wait()
+import atexit
+started = time.monotonic()
+atexit._run_exitfuncs()
+print(time.monotonic() - started)
+"""
+    ended = run_python(script)
+    assert ended.returncode == 0, ended.stderr
+    assert float(ended.stdout) < 2
+    assert ended.stderr == ""
