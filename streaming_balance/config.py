@@ -9,14 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from streaming_balance.balancing_section import Balancing, parse_balancing
 from streaming_balance.errors import ConfigError
 from streaming_balance.plan.keys import check_seed
-from streaming_balance.plan.strategies import parse_strategy
+from streaming_balance.plan.section import (
+    YAML_ENDINGS,
+    Balancing,
+    parse_balance,
+    parse_balancing,
+)
 from streaming_balance.plan.strategy import Strategy
 from streaming_balance.safe_yaml import read_yaml_file
 
-YAML_ENDINGS = (".yaml", ".yml")
 # Each of these, beside or inside `data`, means samples that must be judged as they come.
 VALIDATION_NAMES = frozenset({"val", "valid", "validation", "eval", "evaluation", "test"})
 
@@ -92,10 +95,8 @@ def resolve_balance(balance: object) -> tuple[Strategy, int | None]:
         balance = load_config(str(balance))
     if isinstance(balance, Config):
         return (balance.balancing or Balancing()).to_strategy(), balance.seed
-    if isinstance(balance, Mapping) and "name" not in balance:
-        return parse_balancing(balance, setting="balance").to_strategy(), None
     if balance is None or isinstance(balance, str | Mapping | Strategy):
-        return parse_strategy(balance), None
+        return parse_balance(balance), None
     raise ConfigError(
         f"balance is {balance!r}; it must be a strategy's name, a mapping with a name, a "
         f"data.balancing section, the path of a YAML file, or None."

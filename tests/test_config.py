@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming_balance.balancing_section import parse_balancing
+from streaming_balance.plan.section import parse_balancing
 from streaming_balance.config import load_config, resolve_balance
 from streaming_balance.errors import ConfigError
 from streaming_balance.plan.strategies import (

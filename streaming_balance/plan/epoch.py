@@ -19,8 +19,8 @@ from streaming_balance.plan.keys import check_seed, stream_key
 from streaming_balance.plan.members import ClassTable, sized_table
 from streaming_balance.plan.options import whole_number
 from streaming_balance.plan.ranks import check_ranks, rank_slots
+from streaming_balance.plan.section import parse_balance
 from streaming_balance.plan.shape import EpochShape
-from streaming_balance.plan.strategies import parse_strategy
 from streaming_balance.plan.strategy import Strategy
 from streaming_balance.plan.tables import (
     LabelledSplits,
@@ -135,8 +135,8 @@ class BalancedPlan:
         Args:
             labels: `(N,)` one label per sample: numbers or text.
             global_batch_size: samples in a global batch, over all ranks, at least 1.
-            balance: a strategy's name, a mapping with `name` and options, a strategy value, or
-                None for the natural order.
+            balance: a strategy's name, a mapping with `name` and options, a `data.balancing`
+                section, a strategy value, or None for the natural order.
             seed: integer in [0, 2**64 - 1].
             patients: `(N,)` patient of every sample; a class then cycles over patients.
             strata: reserved for joint balancing.
@@ -154,7 +154,7 @@ class BalancedPlan:
                 "strata is given, but joint balancing over strata is not part of this version; "
                 "balance over labels that join both, such as 'LGG/site1'."
             )
-        strategy = parse_strategy(balance)
+        strategy = parse_balance(balance)
         return cls(
             labels_table(labels, patients, strategy=strategy),
             strategy=strategy,
@@ -187,7 +187,7 @@ class BalancedPlan:
         Raises:
             ConfigError: a value above is out of its range, or does not fit the data.
         """
-        strategy = parse_strategy(balance)
+        strategy = parse_balance(balance)
         left_out = sorted(set(exclude))
         return cls(
             split_table(shards, split, left_out=left_out, strategy=strategy),
@@ -223,7 +223,7 @@ class BalancedPlan:
             >>> plan.quotas(3, 123_456).tolist()
             [2, 2, 2]
         """
-        strategy = parse_strategy(balance)
+        strategy = parse_balance(balance)
         check_patients_known(strategy, are_known=False)
         return cls(
             sized_table(sizes),

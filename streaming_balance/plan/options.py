@@ -154,6 +154,10 @@ def named_numbers(
         if not usable or not math.isfinite(value) or value < 0 or (value == 0 and not zero):
             bound = ">= 0" if zero else "> 0"
             raise ConfigError(f"{setting} gives class {label!r} {value!r}; use numbers {bound}.")
+        if str(label) in checked:
+            raise ConfigError(
+                f"{setting} names class {str(label)!r} twice, as text and as a number; keep one."
+            )
         checked[str(label)] = float(value)
     if sum(checked.values()) == 0:
         raise ConfigError(f"{setting} are all 0; at least one class needs a share.")

@@ -15,7 +15,7 @@ from streaming_balance.errors import ConfigError, ResumeError
 from streaming_balance.plan.epoch import PLAN_VERSION, BalancedPlan
 from streaming_balance.report.plan_summary import patient_exposure
 from streaming_balance.storage.shards import ShardSet
-from streaming_balance.training.state import LoaderState
+from streaming_balance.training.state import LoaderState, delivered
 
 # A state is a few hundred bytes; one with thousands of substitutions still fits easily.
 MAX_STATE_BYTES = 64 * 2**20
@@ -167,19 +167,11 @@ def _rebuild_plan(shards: ShardSet, state: LoaderState) -> tuple[BalancedPlan, s
 
 
 def _delivered(plan: BalancedPlan, state: LoaderState) -> NDArray[np.int64]:
-    """Count deliveries per sample, without what was jumped over and with what stood in."""
+    """Count deliveries per sample; a state that names places its plan lacks is damaged."""
     try:
-        counts = plan.exposure(state.position.epoch, state.position.step).copy()
-        for start, stop in state.skipped:
-            # A jump forward skips what lies between; one back delivers it again.
-            counts -= plan.exposure(stop.epoch, stop.step)
-            counts += plan.exposure(start.epoch, start.step)
-        for record in state.substitutions:
-            counts[record["sample"]] -= 1
-            counts[record["substitute"]] += 1
+        return delivered(plan, state)
     except (IndexError, KeyError) as error:
         raise ResumeError(
             f"the state names a place that its plan does not have ({error}). Use the state as the "
             f"loader saved it."
         ) from error
-    return counts

@@ -244,7 +244,7 @@ def _missing(folder: Path) -> str:
         )
     return (
         f"{folder} is not a data set: it has neither {MANIFEST_NAME} nor shards. "
-        "Make one with `streaming-balance pack SOURCE DIR`."
+        "Make one with `streaming-balance pack SOURCE --out DIR`."
     )
 
 

@@ -20,7 +20,7 @@ from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.batches import Batch, BatchRequest
 from streaming_balance.training.environment import find_ranks
 from streaming_balance.training.iteration import Delivery, PlannedLoader, delivery
-from streaming_balance.training.state import LoaderState, Position
+from streaming_balance.training.state import LoaderState, Position, delivered
 from streaming_balance.training.transforms import Transform
 
 
@@ -119,11 +119,7 @@ class BalancedLoader(PlannedLoader):
         Returns:
             `(N,)` deliveries per sample number; skipped spans are not counted.
         """
-        counts = self.plan.exposure(self._position.epoch, self._position.step)
-        for start, stop in self._skipped:
-            counts = counts - self.plan.exposure(stop.epoch, stop.step)
-            counts = counts + self.plan.exposure(start.epoch, start.step)
-        return counts
+        return delivered(self.plan, self._state())
 
     def stats(self) -> dict[str, Any]:
         """Give what was delivered so far.

@@ -11,7 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from streaming_balance.errors import ResumeError
+from streaming_balance.plan.epoch import BalancedPlan
 
 STATE_VERSION = 1
 
@@ -120,6 +124,30 @@ class LoaderState:
                 + "; ".join(differences)
                 + ". Build the loader with the state's values, or start a new run."
             )
+
+
+def delivered(plan: BalancedPlan, state: LoaderState) -> NDArray[np.int64]:
+    """Count how often each sample was delivered in a run, over all ranks.
+
+    Args:
+        plan: the plan the state belongs to.
+        state: how far the run came, what it jumped over, and who stood in for whom.
+
+    Returns:
+        `(N,)` deliveries per sample number.
+
+    Raises:
+        IndexError: the state names a place that the plan does not have.
+    """
+    counts = plan.exposure(state.position.epoch, state.position.step).copy()
+    for start, stop in state.skipped:
+        # A jump forward skips what lies between; one back delivers it again.
+        counts -= plan.exposure(stop.epoch, stop.step)
+        counts += plan.exposure(start.epoch, start.step)
+    for record in state.substitutions:
+        counts[record["sample"]] -= 1
+        counts[record["substitute"]] += 1
+    return counts
 
 
 def _read(state: Mapping[str, Any]) -> LoaderState:

@@ -24,7 +24,7 @@ SOURCES = sorted(set((PROJECT_ROOT / PACKAGE).rglob("*.py")) - {ROOT_MODULE})
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("plan", "storage", "safe_yaml"),
-    ("stream", "balancing_section"),
+    ("stream",),
     ("config",),
     ("training", "ingest"),
     ("report",),
@@ -40,7 +40,7 @@ PLAN_MAY_IMPORT = frozenset(
     {
         *("__future__", "abc", "collections", "dataclasses", "enum", "functools", "types"),
         *("bisect", "fractions", "heapq", "itertools", "math", "numbers", "numpy", "operator"),
-        *("hashlib", "json", "re", "struct", "typing", "warnings"),
+        *("hashlib", "json", "logging", "re", "struct", "typing", "warnings"),
     }
 )
 

@@ -15,6 +15,7 @@ from streaming_balance.plan.weights import check_beta
 
 logger = logging.getLogger(__name__)
 
+YAML_ENDINGS = (".yaml", ".yml")
 METHODS = ("inverse_frequency", "effective_num", "manual")
 
 # By label, or in class order.
@@ -190,6 +191,30 @@ def parse_balancing(section: object, *, setting: str = "data.balancing") -> Bala
         if name in given
     }
     return _build(Balancing, given | parts, setting)
+
+
+def parse_balance(balance: str | Mapping[str, Any] | Strategy | None) -> Strategy:
+    """Give the strategy meant by `balance=`.
+
+    Args:
+        balance: a strategy's name; a mapping with `name` and options; another mapping, taken for a
+            `data.balancing` section; a strategy value; None for the natural order.
+
+    Raises:
+        ConfigError: none of these, or the settings are wrong.
+
+    Examples:
+        >>> parse_balance({"downsampling": {"enabled": True}}).name
+        'downsample'
+    """
+    if isinstance(balance, Mapping) and "name" not in balance:
+        return parse_balancing(balance, setting="balance").to_strategy()
+    if isinstance(balance, str) and balance.lower().endswith(YAML_ENDINGS):
+        raise ConfigError(
+            f"balance is {balance!r}, a file, and a plan reads none. Give train_loader the path, "
+            f"or a plan the strategy in it: load_config({balance!r}).balancing.to_strategy()."
+        )
+    return parse_strategy(balance)
 
 
 def _build(kind: type[Section], section: object, setting: str) -> Section:
