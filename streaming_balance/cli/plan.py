@@ -142,6 +142,8 @@ def _print_tables(summary: PlanSummary) -> None:
         print(f"a rank's part of a batch: {_span(*summary.rank_batch)} samples")
     for promise, kept in summary.guarantees.items():
         print(f"{'kept    ' if kept else 'not kept'} {promise.replace('_', ' ')}")
+    for warning in summary.warnings:
+        print(f"note: {warning}")
     print(f"plan digest: {summary.digest}")
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streaming_balance.errors import ConfigError
+from streaming_balance.plan import promises
 from streaming_balance.plan.draws import Draws, QuotaDraws, used_members
 from streaming_balance.plan.independent import IndependentDraws
 from streaming_balance.plan.keys import check_seed, stream_key
@@ -65,6 +66,7 @@ class BalancedPlan:
         "sizes",
         "strategy",
         "unit",
+        "warnings",
     )
 
     classes: list[Any]
@@ -85,6 +87,8 @@ class BalancedPlan:
     """What shares are asked for."""
     unit: str
     """What a class cycles over: `patient` or `sample`."""
+    warnings: tuple[str, ...]
+    """What works as asked and is probably not meant, in sentences."""
 
     def __init__(
         self,
@@ -108,7 +112,13 @@ class BalancedPlan:
         self._target = strategy.target(table.sizes)
         self._shape = EpochShape(self._target, strategy, global_batch_size=self.global_batch_size)
         self._draws = self._make_draws(table)
-        self.guarantees = MappingProxyType(_guarantees(strategy, table))
+        self.guarantees = MappingProxyType(promises.guarantees(strategy, table))
+        self.warnings = promises.warnings(
+            strategy,
+            table.sizes,
+            dict(zip(table.sizes, self._target.shares, strict=True)),
+            global_batch_size=self.global_batch_size,
+        )
         self._settings = {
             "version": PLAN_VERSION,
             "balance": strategy.settings(),
@@ -416,17 +426,3 @@ def _check_batch_size(size: int) -> int:
     if number is None or number < 1:
         raise ConfigError(f"global_batch_size is {size!r}; it must be an integer of at least 1.")
     return number
-
-
-def _guarantees(strategy: Strategy, table: ClassTable) -> dict[str, bool]:
-    """Say which promises a strategy keeps on these classes."""
-    exact = strategy.draw == "quota"
-    fair = exact and (table.by_patient or table.one_sample_each)
-    return {
-        "exact_quotas": exact,
-        "fair_exposure": fair,
-        "no_twin_in_a_batch": fair,
-        "elastic": True,
-        "resumable": True,
-        "auditable": True,
-    }

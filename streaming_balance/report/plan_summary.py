@@ -65,6 +65,8 @@ class PlanSummary:
     """Samples by split and label, over the whole data set."""
     guarantees: Mapping[str, bool]
     """Which promises the plan keeps."""
+    warnings: tuple[str, ...]
+    """What works as asked and is probably not meant."""
     digest: str
     """The plan's digest."""
 
@@ -120,6 +122,7 @@ def summarise_plan(
         classes=classes,
         splits={name: class_counts(shards, name) for name in shards.splits},
         guarantees=dict(plan.guarantees),
+        warnings=plan.warnings,
         digest=plan.digest,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
@@ -22,6 +23,8 @@ from streaming_balance.training.environment import find_ranks
 from streaming_balance.training.iteration import Delivery, PlannedLoader, delivery
 from streaming_balance.training.state import LoaderState, Position, delivered
 from streaming_balance.training.transforms import Transform
+
+logger = logging.getLogger(__name__)
 
 
 class BalancedLoader(PlannedLoader):
@@ -266,9 +269,40 @@ def train_loader(
         prefetch_bytes=prefetch_bytes,
         verify=verify,
     )
-    return BalancedLoader(
+    loader = BalancedLoader(
         shards, plan, split=split, rank=found_rank, num_ranks=found_num_ranks, delivery=how
     )
+    if not found_rank:
+        _log_start(plan, num_ranks=found_num_ranks)
+    return loader
+
+
+def _log_start(plan: BalancedPlan, *, num_ranks: int) -> None:
+    """Log the class distribution before and after, and what is probably not meant."""
+    total = sum(plan.sizes.values())
+    for label, share in plan.shares.items():
+        size = plan.sizes[label]
+        logger.info(
+            "%s: class %s has %d %ss, %.1f%% of the data and %.1f%% of what is delivered",
+            plan.strategy.name,
+            label,
+            size,
+            plan.unit,
+            100 * size / total,
+            100 * share,
+        )
+    for warning in plan.warnings:
+        logger.warning("%s", warning)
+    if plan.global_batch_size % num_ranks:
+        logger.warning(
+            "%d ranks do not divide a global batch of %d: ranks get %d or %d samples. Multiply the "
+            "rank's mean loss by batch['loss_scale'], or use global_batch_size=%d.",
+            num_ranks,
+            plan.global_batch_size,
+            plan.global_batch_size // num_ranks,
+            plan.global_batch_size // num_ranks + 1,
+            -(-plan.global_batch_size // num_ranks) * num_ranks,
+        )
 
 
 def _refuse_reserved(*, mixing: object, workers: int, on_error: str) -> None:

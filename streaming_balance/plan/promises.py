@@ -1,0 +1,95 @@
+"""What a plan promises, and what a user should know before training on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+
+from streaming_balance.plan.members import ClassTable
+from streaming_balance.plan.options import listed
+from streaming_balance.plan.strategies import Downsample, Upsample
+from streaming_balance.plan.strategy import Strategy
+
+
+def guarantees(strategy: Strategy, table: ClassTable) -> dict[str, bool]:
+    """Say which promises a strategy keeps on these classes.
+
+    Args:
+        strategy: how samples are drawn.
+        table: who belongs to which class.
+
+    Returns:
+        Promise -> whether it is kept.
+    """
+    exact = strategy.draw == "quota"
+    fair = exact and (table.by_patient or table.one_sample_each)
+    return {
+        "exact_quotas": exact,
+        "fair_exposure": fair,
+        "no_twin_in_a_batch": fair,
+        "elastic": True,
+        "resumable": True,
+        "auditable": True,
+    }
+
+
+def warnings(
+    strategy: Strategy,
+    sizes: Mapping[str, int],
+    shares: Mapping[str, Fraction],
+    *,
+    global_batch_size: int,
+) -> tuple[str, ...]:
+    """Say what works as asked and is probably not meant.
+
+    Args:
+        strategy: how samples are drawn.
+        sizes: label -> number of units, in class order.
+        shares: label -> target share.
+        global_batch_size: samples in a global batch.
+
+    Returns:
+        One sentence per finding, with the numbers behind it.
+
+    Examples:
+        >>> from streaming_balance.plan.strategies import ClassBalanced
+        >>> half = Fraction(1, 2)
+        >>> for line in warnings(ClassBalanced(), {"HGG": 210, "LGG": 1},
+        ...     {"HGG": half, "LGG": half}, global_batch_size=8):
+        ...     print(line)
+        class 'LGG' has 1, fewer than the 4 that a batch of 8 asks for: the same ones come up to 4
+            times in one batch.
+    """
+    found = []
+    drawn = [label for label, share in shares.items() if share]
+    if len(drawn) == 1:
+        found.append(f"there is one class only, {drawn[0]!r}: balancing changes nothing.")
+    if len(drawn) > global_batch_size:
+        found.append(
+            f"a batch of {global_batch_size} cannot hold all {len(drawn)} classes: each appears in "
+            f"some batches only. Use global_batch_size >= {len(drawn)} to see every class in each."
+        )
+    for label in drawn if len(drawn) > 1 else []:
+        asked = -(-shares[label] * global_batch_size // 1)
+        if 0 < sizes[label] < asked:
+            times = -(-asked // sizes[label])
+            found.append(
+                f"class {label!r} has {sizes[label]}, fewer than the {asked} that a batch of "
+                f"{global_batch_size} asks for: the same ones come up to {times} times in one "
+                f"batch."
+            )
+    if isinstance(strategy, Upsample | Downsample):
+        found += _exceeded(strategy, sizes)
+    return tuple(found)
+
+
+def _exceeded(strategy: Upsample | Downsample, sizes: Mapping[str, int]) -> list[str]:
+    """Say that a target ratio is reached already, so that nothing is resampled."""
+    present = {label: size for label, size in sizes.items() if size}
+    if len(present) < 2 or strategy.resampled(sizes) != present:
+        return []
+    natural = min(present.values()) / max(present.values())
+    return [
+        f"{strategy.name}: target_ratio is {strategy.target_ratio:g}, but smallest to largest is "
+        f"{natural:.3f} already among {listed(present)}: nothing is resampled."
+    ]
