@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,8 @@ CLASSES = ("HGG", "LGG")
 LGG_EVERY = 4
 FOREGROUND_RADIUS = 0.68
 LIMIT = "preadv into warm buffer"
+# More than anybody reads ahead, so that buffers are warm and what is measured is made meanwhile.
+WARM_UP_BATCHES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,7 +295,7 @@ def _read_row(row: NDArray[np.uint8], file: int, start: int) -> None:
 
 def contenders(setup: Setup) -> list[Contender]:
     """List everybody who competes, the limit first."""
-    whole, few = setup.volumes, max(4 * setup.batch_size, setup.volumes // 6)
+    whole, few = setup.volumes, max(4 * setup.batch_size, setup.volumes // 3)
     torch_loader = "DataLoader + WeightedRandomSampler"
     return [
         Contender(name=LIMIT, batches=lambda: preadv_limit(setup), volumes=whole),
@@ -333,32 +335,35 @@ def measure(setup: Setup, *, rounds: int) -> dict[str, list[float]]:
         Name -> volumes per second in each round.
     """
     crowd = contenders(setup)
-    running = {contender.name: contender.batches() for contender in crowd}
     rates: dict[str, list[float]] = {contender.name: [] for contender in crowd}
     for number in range(rounds + 1):
         for contender in crowd:
-            rate = _rate(running[contender.name], contender.volumes // setup.batch_size)
-            # The first round warms caches, pools and worker processes.
+            rate = _rate(contender, setup.batch_size)
+            # The first round fills the page cache.
             if number:
-                rates[contender.name].append(rate * setup.batch_size)
-            _say(f"round {number} of {rounds}: {contender.name}: {rate * setup.batch_size:.1f}/s")
-    for batches in running.values():
-        close = getattr(batches, "close", None)
-        if close is not None:
-            close()
+                rates[contender.name].append(rate)
+            _say(f"round {number} of {rounds}: {contender.name}: {rate:.1f}/s")
     return rates
 
 
-def _rate(batches: Iterable[Any], count: int) -> float:
-    """Take `count` batches and give batches per second; what was read ahead does not count."""
-    stream = iter(batches)
-    # Whatever lies ready was made while others were measured.
-    for _ in range(4):
+def _rate(contender: Contender, batch_size: int) -> float:
+    """Start one contender alone, let it warm up, and give its volumes per second.
+
+    Whoever is not measured is not running: worker processes that read ahead for a later round would
+    slow down everybody else.
+    """
+    stream = contender.batches()
+    for _ in range(WARM_UP_BATCHES):
         next(stream)
+    count = contender.volumes // batch_size
     started = time.perf_counter()
     for _ in range(count):
         next(stream)
-    return count / (time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    close = getattr(stream, "close", None)
+    if close is not None:
+        close()
+    return count * batch_size / seconds
 
 
 def table(setup: Setup, rates: dict[str, list[float]]) -> str:
