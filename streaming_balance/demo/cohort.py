@@ -1,7 +1,9 @@
 """A cohort of generated brains, laid out as BraTS is: rare low-grade, common high-grade gliomas.
 
-The class shows in the voxels as it does in patients, only simpler: a high-grade tumour takes up
-contrast in a ring (`t1ce`) and lies in a wide oedema (`flair`), a low-grade one does neither.
+The class shows in the voxels as it does in patients, only simpler: the ring of a high-grade tumour
+takes up more contrast (`t1ce`) than that of a low-grade one. The grades overlap, as in patients, so
+no network tells all of them apart, and what it makes of the doubtful ones depends on how often it
+has seen either grade.
 """
 
 from __future__ import annotations
@@ -23,14 +25,17 @@ HIGH_PER_LOW = 2.8
 SMALLEST_SIDE = 8
 
 NECROSIS, OEDEMA, ENHANCING = 1, 2, 4  # the labels of BraTS masks
-# Standard deviation of the voxel noise: enough that a few steps of training do not settle the rare
-# class, little enough that balanced ones do.
-NOISE = 60.0
+NOISE = 40.0
+"""Standard deviation of the voxel noise."""
+# Mean uptake of contrast by grade, and its standard deviation between patients: the means lie 2.7
+# deviations apart, so that about one patient in ten looks more like the other grade.
+UPTAKE: Mapping[str, float] = {"HGG": 0.75, "LGG": 0.35}
+UPTAKE_SPREAD = 0.15
 # Healthy tissue, and what each part of a tumour adds to it.
 TISSUE: Mapping[str, float] = {"t1": 620.0, "t1ce": 640.0, "t2": 420.0, "flair": 460.0}
 CONTRAST: Mapping[str, Mapping[int, float]] = {
     "t1": {NECROSIS: -160.0, OEDEMA: -60.0, ENHANCING: -110.0},
-    "t1ce": {NECROSIS: -150.0, OEDEMA: -50.0, ENHANCING: 230.0},
+    "t1ce": {NECROSIS: -150.0, OEDEMA: -50.0, ENHANCING: 600.0},
     "t2": {NECROSIS: 260.0, OEDEMA: 170.0, ENHANCING: 150.0},
     "flair": {NECROSIS: 90.0, OEDEMA: 200.0, ENHANCING: 130.0},
 }
@@ -45,7 +50,7 @@ class Tumour:
     core: float
     """Radius of the core, in the same unit."""
     rim: float
-    """Thickness of the enhancing ring around the core; 0 for a low grade."""
+    """Thickness of the enhancing ring around the core."""
     oedema: float
     """Thickness of the oedema around core and ring."""
 
@@ -117,24 +122,34 @@ def _write_patient(
 ) -> None:
     """Write one patient's four modalities and the mask."""
     folder.mkdir(parents=True, exist_ok=True)
-    brain, parts = _anatomy(label, name, shape, seed)
+    brain, parts = _anatomy(name, shape, seed)
+    uptake = _uptake(label, stream_key(seed, "demo-uptake", name))
     gain = 0.85 + 0.3 * float(_uniform(stream_key(seed, "demo-gain", name), 1)[0])
     for modality in MODALITIES:
-        voxels = _modality(modality, brain, parts, stream_key(seed, "demo-noise", name, modality))
+        added = CONTRAST[modality]
+        if modality == "t1ce":
+            added = {**added, ENHANCING: uptake * added[ENHANCING]}
+        noise = NOISE * _bell(stream_key(seed, "demo-noise", name, modality), parts.size)
+        voxels = _voxels(TISSUE[modality], added, brain, parts) + noise.reshape(shape) * brain
         scaled = np.asarray(np.rint(np.maximum(voxels * gain, 0.0)), dtype=np.int16)
         write_nifti(folder / f"{name}_{modality}.nii.gz", scaled)
     write_nifti(folder / f"{name}_seg.nii.gz", parts)
 
 
+def _uptake(label: str, key: int) -> float:
+    """Draw how much contrast a patient's ring takes up, as a part of the most; never negative."""
+    return max(0.0, UPTAKE[label] + UPTAKE_SPREAD * float(_bell(key, 1)[0]))
+
+
 def _anatomy(
-    label: str, name: str, shape: tuple[int, int, int], seed: int
+    name: str, shape: tuple[int, int, int], seed: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.int16]]:
     """Give the brain's mask and the tumour's parts, both `shape`."""
     draws = _uniform(stream_key(seed, "demo-anatomy", name), 9)
     axes = np.meshgrid(*(np.linspace(-1, 1, side) for side in shape), indexing="ij", sparse=True)
     radii = np.array([0.72, 0.86, 0.68]) * (0.94 + 0.12 * draws[:3])
     brain = sum((axis / radius) ** 2 for axis, radius in zip(axes, radii, strict=True)) <= 1.0
-    tumour = _tumour(label, draws[3:])
+    tumour = _tumour(draws[3:])
     distance = np.sqrt(
         sum((axis - middle) ** 2 for axis, middle in zip(axes, tumour.centre, strict=True))
     )
@@ -149,24 +164,23 @@ def _anatomy(
     return np.asarray(brain, dtype=np.bool_), parts
 
 
-def _tumour(label: str, draws: NDArray[np.float64]) -> Tumour:
-    """Place a tumour; the grades overlap in size and differ in ring and oedema."""
+def _tumour(draws: NDArray[np.float64]) -> Tumour:
+    """Place a tumour; place and size say nothing about its grade."""
     x, y, z = (float(draw) for draw in (draws[:3] - 0.5) * np.array([0.7, 0.9, 0.6]))
-    if label == "HGG":
-        core, rim, oedema = 0.12 + 0.12 * draws[3], 0.09 + 0.05 * draws[4], 0.12 + 0.14 * draws[5]
-    else:
-        core, rim, oedema = 0.18 + 0.16 * draws[3], 0.0, 0.05 + 0.09 * draws[5]
+    core, rim, oedema = np.array([0.14, 0.10, 0.08]) + np.array([0.12, 0.05, 0.14]) * draws[3:6]
     return Tumour(centre=(x, y, z), core=float(core), rim=float(rim), oedema=float(oedema))
 
 
-def _modality(
-    modality: str, brain: NDArray[np.bool_], parts: NDArray[np.int16], noise_key: int
+def _voxels(
+    tissue: float,
+    added: Mapping[int, float],
+    brain: NDArray[np.bool_],
+    parts: NDArray[np.int16],
 ) -> NDArray[np.float64]:
-    """Give one modality's voxels: tissue and tumour inside the brain, zero outside."""
-    voxels = np.full(parts.shape, TISSUE[modality])
-    for part, added in CONTRAST[modality].items():
-        voxels[parts == part] += added
-    voxels += NOISE * _bell(noise_key, parts.size).reshape(parts.shape)
+    """Give one modality without noise: tissue and tumour inside the brain, zero outside."""
+    voxels = np.full(parts.shape, tissue)
+    for part, more in added.items():
+        voxels[parts == part] += more
     return np.asarray(np.where(brain, voxels, 0.0), dtype=np.float64)
 
 

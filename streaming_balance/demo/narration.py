@@ -31,8 +31,13 @@ class Narration:
         self._console.print(Text(f"{self._stages}. {title}", style="bold"))
 
     def say(self, line: str, *, style: str = "") -> None:
-        """Tell something: a path or a label is printed as it is."""
-        self._console.print(Padding(Text(line, style=style), (0, 0, 0, INDENT)))
+        """Tell something; labels and brackets are printed as they are."""
+        text = Text(line, style=style)
+        self._console.print(Padding(text, (0, 0, 0, INDENT), expand=False))
+
+    def show(self, line: str) -> None:
+        """Show a path or a command, whole: a line broken by us could not be copied."""
+        self._console.print(Text(" " * INDENT + line), soft_wrap=True)
 
     def table(self, headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Show a table: names on the left, numbers to the right."""
@@ -41,7 +46,7 @@ class Narration:
             table.add_column(Text(header), justify="right" if place else "left")
         for row in rows:
             table.add_row(*(Text(_cell(value)) for value in row))
-        self._console.print(Padding(table, (0, 0, 0, INDENT)))
+        self._console.print(Padding(table, (0, 0, 0, INDENT), expand=False))
 
 
 def percent(share: float) -> str:
@@ -49,9 +54,9 @@ def percent(share: float) -> str:
 
     Examples:
         >>> percent(0.954), percent(float("nan"))
-        ('95 %', '-')
+        ('95%', '-')
     """
-    return f"{share * 100:.0f} %" if share == share else "-"
+    return f"{share:.0%}" if share == share else "-"
 
 
 def _cell(value: object) -> str:

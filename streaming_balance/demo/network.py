@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from streaming_balance.plan.keys import stream_key
 
 CHANNELS = (12, 24)
-# Stored intensities are a few hundred; the network wants numbers around one.
-INTENSITY_SCALE = 500.0
+# Tumours differ from their brain by tenths of its mean; the network wants numbers around one.
+DEVIATION_SCALE = 3.0
 
 
 class SmallNetwork(nn.Module):
-    """Two strided convolutions, then the mean and the maximum of every channel.
+    """Two strided convolutions, then the maximum of every channel.
 
     Args:
         modalities: channels of a volume.
@@ -36,7 +36,7 @@ class SmallNetwork(nn.Module):
                 nn.Conv3d(first, second, 3, stride=2, padding=1),
                 nn.ReLU(),
             )
-            self.head = nn.Linear(2 * second, num_classes)
+            self.head = nn.Linear(second, num_classes)
         generator = torch.Generator().manual_seed(stream_key(seed, "demo-weights") % 2**63)
         with torch.no_grad():
             for parameter in self.parameters():
@@ -54,10 +54,28 @@ class SmallNetwork(nn.Module):
         Returns:
             `(B, num_classes)` scores before softmax.
         """
-        features = self.features(image / INTENSITY_SCALE)
-        pooled = torch.cat([features.mean((2, 3, 4)), features.amax((2, 3, 4))], dim=1)
-        scores: Tensor = self.head(pooled)
+        features = self.features(relative_intensity(image))
+        scores: Tensor = self.head(features.amax((2, 3, 4)))
         return scores
+
+
+def relative_intensity(image: Tensor) -> Tensor:
+    """Give every voxel relative to the mean of its brain: scanners differ in gain.
+
+    Args:
+        image: `(B, C, D, H, W)` stored intensities, 0 outside the brain.
+
+    Returns:
+        `(B, C, D, H, W)` three times the relative deviation from the mean, 0 outside the brain.
+
+    Examples:
+        >>> relative_intensity(torch.tensor([0.0, 90.0, 110.0]).reshape(1, 1, 3, 1, 1)).flatten()
+        tensor([ 0.0000, -0.3000,  0.3000])
+    """
+    is_brain = image > 0
+    volume = is_brain.sum((2, 3, 4), keepdim=True).clamp(min=1)
+    mean = (image.sum((2, 3, 4), keepdim=True) / volume).clamp(min=1.0)
+    return torch.where(is_brain, DEVIATION_SCALE * (image / mean - 1.0), 0.0)
 
 
 @torch.no_grad()

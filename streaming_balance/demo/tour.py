@@ -60,8 +60,8 @@ class Tour:
 def take_tour(
     out: Path,
     *,
-    patients: int = 190,
-    epochs: int = 10,
+    patients: int = 285,
+    epochs: int = 5,
     seed: int = 0,
     narration: Narration,
 ) -> Tour:
@@ -115,8 +115,11 @@ def _make(places: Places, patients: int, seed: int, narration: Narration) -> dic
     counts = make_cohort(places.patients, patients=patients, seed=seed)
     ratio = max(counts.values()) / min(counts.values())
     listed = " and ".join(f"{count} {label}" for label, count in counts.items())
-    narration.say(f"{patients} generated patients, {listed} ({ratio:.1f} to 1), as BraTS is laid")
-    narration.say(f"out: four modalities and a mask each. Seed {seed}. {places.patients}")
+    narration.say(
+        f"{patients} generated patients, {listed} ({ratio:.1f} to 1), laid out as BraTS is: four "
+        f"modalities and a mask each. Seed {seed}."
+    )
+    narration.show(f"{places.patients}")
     return counts
 
 
@@ -129,8 +132,9 @@ def _pack(places: Places, seed: int, narration: Narration) -> ShardSet:
     narration.table(("patients", *shards.classes), rows)
     narration.say(
         f"Found {report.found} = packed {report.packed} + rejected {len(report.rejected)}; no "
-        f"patient is in two splits. {places.cohort}"
+        f"patient is in two splits."
     )
+    narration.show(f"{places.cohort}")
     return shards
 
 
@@ -150,7 +154,8 @@ def _look_at_batches(
         (f"{rare} per batch of {Experiment.global_batch_size}", "fewest", "most"),
         ((name, *span) for name, span in spans.items()),
     )
-    narration.say(f"All classes of {BATCHES_DRAWN} batches, drawn: {places.picture}")
+    narration.say(f"The first {BATCHES_DRAWN} batches of each, drawn:")
+    narration.show(f"{places.picture}")
     return spans
 
 
@@ -174,18 +179,17 @@ def _train_twice(
     narration.stage("Train a small 3-D network twice: natural and balanced")
     narration.say(
         f"Equal initial weights, {experiment.steps} steps each, batches of "
-        f"{experiment.global_batch_size}. Recall on the validation patients, which are never "
-        f"balanced:"
+        f"{experiment.global_batch_size}. Recall on the validation patients, each once, as they "
+        f"come:"
     )
     natural, balanced = experiment.natural.recall, experiment.balanced.recall
     there = class_counts(experiment.shards, "val")
-    narration.table(
-        ("recall", "patients", "natural", "balanced"),
-        (
-            (label, there[label], percent(natural[label]), percent(balanced[label]))
-            for label in natural
-        ),
-    )
+    rows = [
+        (label, there[label], percent(natural[label]), percent(balanced[label]))
+        for label in natural
+    ]
+    mean = ("mean", sum(there.values()), percent(_mean(natural)), percent(_mean(balanced)))
+    narration.table(("recall", "patients", "natural", "balanced"), [*rows, mean])
     narration.say(f"With balanced batches {_changes(natural, balanced, rare)}.")
     return {"natural": natural, "balanced": balanced}
 
@@ -195,9 +199,10 @@ def _stop_and_resume(experiment: Experiment, places: Places, narration: Narratio
     narration.stage(f"Stop in mid-epoch, resume on {experiment.resumed_ranks} ranks")
     found = experiment.stop_and_resume(places)
     narration.say(
-        f"One rank stopped in epoch {found.epoch} before step {found.step} and saved its state and "
-        f"network in {places.checkpoint}. From there, {found.ranks} ranks trained to the end."
+        f"One rank trained until epoch {found.epoch}, step {found.step}, saved its state and "
+        f"network, and stopped. From there, {found.ranks} ranks trained to the end."
     )
+    narration.show(f"{places.checkpoint}")
     narration.say(
         f"{'PASS' if found.is_equal else 'FAIL'}: {found.equal} of {found.compared} global batches "
         f"hold what the uninterrupted run's hold: sample numbers, places and voxel checksums.",
@@ -227,7 +232,8 @@ def _audit(shards: ShardSet, places: Places, narration: Narration) -> Audit:
             for label, entry in audit.classes.items()
         ),
     )
-    narration.say(f"Computed from {places.cohort} and {places.state}, nothing else.")
+    narration.say("Computed from the data set and the saved state, nothing else:")
+    narration.show(f"{places.state}")
     return audit
 
 
@@ -252,10 +258,10 @@ def _conclude(tour: Tour, narration: Narration) -> None:
     )
     for line in lines:
         narration.say(f"- {line}")
-    narration.say(f"Picture: {tour.places.picture}")
-    narration.say("Go on with:")
-    narration.say(f"  streaming-balance inspect {tour.places.cohort}")
-    narration.say(f"  streaming-balance audit {tour.places.cohort} --state {tour.places.state}")
+    narration.say("Look at the picture and go on:")
+    narration.show(f"  {tour.places.picture}")
+    narration.show(f"  streaming-balance inspect {tour.places.cohort}")
+    narration.show(f"  streaming-balance audit {tour.places.cohort} --state {tour.places.state}")
 
 
 def _changes(natural: Mapping[str, float], balanced: Mapping[str, float], rare: str) -> str:
@@ -270,6 +276,11 @@ def _change(label: str, before: float, after: float) -> str:
         return f"{label} stays at {percent(after)}"
     verb = "rises" if after > before else "falls"
     return f"{label} {verb} from {percent(before)} to {percent(after)}"
+
+
+def _mean(recall: Mapping[str, float]) -> float:
+    """Give the mean over classes, each counting alike."""
+    return sum(recall.values()) / len(recall)
 
 
 def _span(least: int, most: int) -> str:

@@ -17,7 +17,7 @@ from torch import nn
 from streaming_balance.demo.network import SmallNetwork
 from streaming_balance.training.loader import BalancedLoader
 
-LEARNING_RATE = 3e-3
+LEARNING_RATE = 2e-3
 
 Parts = Sequence[Mapping[str, Any]]
 
@@ -43,10 +43,13 @@ class Trainer:
     Args:
         modalities: channels of a volume.
         num_classes: classes to tell apart.
+        total_steps: steps of the whole run; the learning rate falls to 0 over them, so that the
+            last few batches do not decide the result.
         seed: names the random stream of the initial weights.
     """
 
-    def __init__(self, modalities: int, num_classes: int, *, seed: int) -> None:
+    def __init__(self, modalities: int, num_classes: int, *, total_steps: int, seed: int) -> None:
+        self.steps_taken, self._total_steps = 0, total_steps
         self.network = SmallNetwork(modalities, num_classes, seed=seed)
         self._optimizer = torch.optim.Adam(self.network.parameters(), lr=LEARNING_RATE)
 
@@ -83,11 +86,14 @@ class Trainer:
                 moments.setdefault(int(number), {})[moment] = values[name]
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.steps_taken = int(values["steps_taken"])
         network = {name: values[f"network/{name}"] for name in self.network.state_dict()}
         self.network.load_state_dict(network)
 
     def _step(self, parts: Parts) -> None:
         """Take one step of Adam on a global batch, as data-parallel ranks do."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * (1 - self.steps_taken / self._total_steps)
         self._optimizer.zero_grad()
         for part in parts:
             loss = nn.functional.cross_entropy(self.network(part["image"]), part["label"])
@@ -95,6 +101,7 @@ class Trainer:
             # also where one rank has 3 of them and another 2.
             (loss * part["loss_scale"] / len(parts)).backward()
         self._optimizer.step()
+        self.steps_taken += 1
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         """List every number the training depends on, by name."""
@@ -104,7 +111,7 @@ class Trainer:
         for number, moments in self._optimizer.state_dict()["state"].items():
             for name, value in moments.items():
                 arrays[f"optimizer/{number}/{name}"] = value.numpy()
-        return arrays
+        return {"steps_taken": np.array(self.steps_taken), **arrays}
 
 
 def global_batch(parts: Parts) -> GlobalBatch:

@@ -60,14 +60,17 @@ def test_every_volume_is_int16_of_the_asked_shape_with_the_background_at_zero(co
         assert 0.1 < np.mean(voxels(path) > 0) < 0.4
 
 
-def test_only_high_grades_have_an_enhancing_ring_and_it_lights_up_in_t1ce(cohort: Path) -> None:
+def test_every_tumour_has_all_parts_and_rings_light_up_more_in_high_grades(cohort: Path) -> None:
+    uptake: dict[str, list[float]] = {"HGG": [], "LGG": []}
     for case in cohort.glob("*/*"):
         mask = voxels(case / f"{case.name}_seg.nii.gz")
         contrast = voxels(case / f"{case.name}_t1ce.nii.gz").astype(float)
         healthy = contrast[(mask == 0) & (contrast > 0)].mean()
-        assert set(np.unique(mask)) == ({0, 1, 2, 4} if case.parent.name == "HGG" else {0, 1, 2})
-        if case.parent.name == "HGG":
-            assert contrast[mask == 4].mean() > 1.2 * healthy
+        assert set(np.unique(mask)) == {0, 1, 2, 4}
+        uptake[case.parent.name].append(contrast[mask == 4].mean() / healthy)
+    # A ring adds 600 to 640 of tissue, times an uptake of 0.75 or 0.35.
+    assert abs(np.mean(uptake["HGG"]) - (1 + 0.75 * 600 / 640)) < 0.1
+    assert abs(np.mean(uptake["LGG"]) - (1 + 0.35 * 600 / 640)) < 0.15
 
 
 def test_equal_arguments_write_equal_bytes_and_another_seed_does_not(
