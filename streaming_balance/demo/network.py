@@ -73,8 +73,7 @@ def relative_intensity(image: Tensor) -> Tensor:
         tensor([ 0.0000, -0.3000,  0.3000])
     """
     is_brain = image > 0
-    volume = is_brain.sum((2, 3, 4), keepdim=True).clamp(min=1)
-    mean = (image.sum((2, 3, 4), keepdim=True) / volume).clamp(min=1.0)
+    mean = image.sum((2, 3, 4), keepdim=True) / is_brain.sum((2, 3, 4), keepdim=True)
     return torch.where(is_brain, DEVIATION_SCALE * (image / mean - 1.0), 0.0)
 
 

@@ -54,6 +54,18 @@ def test_four_ranks_that_do_not_divide_the_batch_train_the_network_that_one_rank
     torch.testing.assert_close(weights(shared), weights(alone), atol=1e-4, rtol=0)
 
 
+def test_gradients_of_ranks_add_up_to_the_mean_over_the_global_batch(shards: ShardSet) -> None:
+    gradients = []
+    for num_ranks in (1, 4):
+        trainer = new_trainer()
+        with ExitStack() as stack:
+            trainer.train(loaders(stack, shards, num_ranks), steps=1)
+        gradient = trainer.network.head.weight.grad
+        assert gradient is not None
+        gradients.append(gradient)
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6, rtol=1e-4)
+
+
 def test_a_network_saved_and_read_back_goes_on_as_if_nothing_had_happened(
     shards: ShardSet, tmp_path: Path
 ) -> None:
