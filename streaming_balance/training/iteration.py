@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from streaming_balance.errors import BalanceError, ConfigError
-from streaming_balance.storage.reader import Verify
+from streaming_balance.storage.reader import Reader, Verify
 from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.batches import Batch, BatchAssembler, BatchRequest
 from streaming_balance.training.buffers import BufferPool
@@ -159,13 +159,8 @@ class PlannedLoader(ABC):
             BalanceError: another iterator of this loader is still in use, or it is closed.
         """
         self._refuse_if_closed()
-        if self._live_iterator() is not None:
-            raise BalanceError(
-                "this loader already has an iterator in use; two would take batches from each "
-                "other. Finish it, delete it, or build a second loader."
-            )
         iterator = _LoaderIterator(self, self._position.epoch)
-        self._live = weakref.ref(iterator)
+        self._claim(iterator)
         return iterator
 
     def stats(self) -> dict[str, Any]:
@@ -237,6 +232,15 @@ class PlannedLoader(ABC):
             )
         self._position = position
 
+    def _claim(self, iterator: _LoaderIterator) -> None:
+        """Give the batches to one iterator, if no other has them."""
+        if self._live_iterator() not in (None, iterator):
+            raise BalanceError(
+                "this loader already has an iterator in use; two would take batches from each "
+                "other. Finish it, delete it, or build a second loader."
+            )
+        self._live = weakref.ref(iterator)
+
     def _live_iterator(self) -> _LoaderIterator | None:
         """Give the iterator that may still ask for batches."""
         iterator = None if self._live is None else self._live()
@@ -273,14 +277,20 @@ class _LoaderIterator:
     def __next__(self) -> Batch:
         if self.finished:
             raise StopIteration
+        self._loader._claim(self)
         try:
             batch = self._loader._deliver(self._epoch)
-        except StopIteration as error:
-            # Passed on, it would end the epoch early and look like its end.
-            raise RuntimeError(
-                "a transform raised StopIteration. Does it call next() on something that has run "
-                "out?"
-            ) from error
+        except BaseException as error:
+            # Its traceback, which a notebook keeps, keeps this iterator; that must not bar the next
+            # loop from going on. Whoever asks this one again gets its batches, if nobody else has.
+            self._loader._live = None
+            if isinstance(error, StopIteration):
+                # Passed on, it would end the epoch early and look like its end.
+                raise RuntimeError(
+                    "a transform raised StopIteration. Does it call next() on something that has "
+                    "run out?"
+                ) from error
+            raise
         # After the last batch nobody has to ask once more for the loader to be free again.
         self.finished = batch is None or self._loader.epoch != self._epoch
         if batch is None:
@@ -296,7 +306,7 @@ class _Engine:
         self.process = os.getpid()
         self._reader = loader._shards.reader(loader._split, verify=how.verify)
         # Reads under way end well; without this a loader that nobody closes leaves files open.
-        weakref.finalize(self, self._reader.close)
+        weakref.finalize(self, _close_reader, self._reader, self.process)
         self._threads = ReaderThreads(how.num_threads)
         self.pool = BufferPool(
             keep_bytes=2 * how.prefetch_bytes + DEFAULT_PREFETCH_BYTES,
@@ -328,6 +338,12 @@ class _Engine:
         self.ahead.clear()
         self._threads.close()
         self._reader.close()
+
+
+def _close_reader(reader: Reader, process: int) -> None:
+    """Close an engine's files, but not in a forked child, where a lock may be held for ever."""
+    if os.getpid() == process:
+        reader.close()
 
 
 def _alive(owner: weakref.ref[PlannedLoader]) -> PlannedLoader:

@@ -107,11 +107,13 @@ class BalancedLoader(PlannedLoader):
         saved = LoaderState.from_dict(state)
         saved.check_continues(self._state())
         try:
+            for place in (saved.position, *(end for jump in saved.skipped for end in jump)):
+                self.plan.batch_size(place.epoch, place.step)
             self._request(saved.position)
         except (IndexError, OverflowError) as error:
             raise ResumeError(
-                f"the state stands at {saved.position}, which the plan does not have ({error}); "
-                f"it is damaged. Use an earlier checkpoint."
+                f"the state stands at {saved.position} and jumped {saved.skipped}, which the plan "
+                f"does not have ({error}); it is damaged. Use an earlier checkpoint."
             ) from error
         self._move_to(saved.position)
         self._skipped = saved.skipped
