@@ -19,6 +19,8 @@ from streaming_balance.training.loader import train_loader
 from tests.training.cohorts import as_float, cohort
 
 MANY = 1 << 30
+# Parts of torch that have no types.
+dlpack: Any = torch.utils.dlpack
 
 # What a training loop may keep of a tensor: name -> from the tensor to what is kept.
 KEPT: dict[str, Callable[[torch.Tensor], Any]] = {
@@ -28,7 +30,7 @@ KEPT: dict[str, Callable[[torch.Tensor], Any]] = {
     "asarray": np.asarray,
     "numpy slice": lambda t: t.numpy()[3:],
     "numpy view": lambda t: t.numpy().view(np.uint32),
-    "memoryview": lambda t: memoryview(t.numpy()),
+    "memoryview": lambda t: t.numpy().data,
     "slice": lambda t: t[2:],
     "one element": lambda t: t[1, 1],
     "view": lambda t: t.view(-1),
@@ -39,13 +41,13 @@ KEPT: dict[str, Callable[[torch.Tensor], Any]] = {
     "storage": lambda t: t.untyped_storage(),
     "tensor over the storage": lambda t: torch.tensor([]).set_(t.untyped_storage()),
     "dlpack to numpy": np.from_dlpack,
-    "dlpack to torch": lambda t: torch.from_dlpack(torch.utils.dlpack.to_dlpack(t)),
-    "dlpack capsule": torch.utils.dlpack.to_dlpack,
+    "dlpack to torch": lambda t: dlpack.from_dlpack(dlpack.to_dlpack(t)),
+    "dlpack capsule": dlpack.to_dlpack,
     "from the buffer protocol": lambda t: torch.frombuffer(
-        memoryview(t.numpy()).cast("B"), dtype=torch.float32
+        t.numpy().data.cast("B"), dtype=torch.float32
     ),
     "saved for backward": lambda t: torch.ones(5, 4, requires_grad=True) @ t,
-    "shared with a process": lambda t: t.share_memory_(),
+    "shared with a process": lambda t: t.share_memory_(),  # type: ignore[no-untyped-call]
     "nested": lambda t: {"batches": [(t[0],), t[1:]]},
     "parameter": lambda t: torch.nn.Parameter(t),
 }
@@ -56,14 +58,15 @@ def sees_only_ones(kept: Any) -> bool:
     if isinstance(kept, dict):
         return all(sees_only_ones(part) for row in kept["batches"] for part in row)
     if isinstance(kept, torch.UntypedStorage):
-        kept = torch.frombuffer(bytearray(kept.tolist()), dtype=torch.float32)
+        kept = torch.frombuffer(bytearray(list(kept)), dtype=torch.float32)
     if isinstance(kept, tuple):
         return all(map(sees_only_ones, kept))
     if type(kept).__name__ == "PyCapsule":
-        kept = torch.from_dlpack(kept)
+        kept = dlpack.from_dlpack(kept)
     if isinstance(kept, torch.Tensor) and kept.grad_fn is not None:
-        weights = kept.grad_fn.next_functions[0][0].variable
-        kept.sum().backward()
+        result: Any = kept
+        weights = result.grad_fn.next_functions[0][0].variable
+        result.sum().backward()
         kept = weights.grad / 4
     array = np.asarray(kept.detach() if isinstance(kept, torch.Tensor) else kept)
     if array.dtype == np.uint32:
@@ -115,7 +118,7 @@ def test_two_lent_tensors_never_overlap() -> None:
     lent = [pool.lend((100,), np.float64).fill_(number) for number in range(50)]
     del lent[::2]
     lent += [pool.lend((100,), np.float64).fill_(number) for number in range(50, 75)]
-    values = [tensor.unique().tolist() for tensor in lent]
+    values = [sorted(set(tensor.tolist())) for tensor in lent]
     assert values == [[n] for n in [*range(1, 50, 2), *range(50, 75)]]
 
 
@@ -184,7 +187,7 @@ def test_eight_threads_lend_and_return_every_buffer_exactly_once() -> None:
         for thread in threads:
             thread.join()
     finally:
-        threading.settrace(None)  # type: ignore[arg-type]
+        threading.settrace(None)
         sys.setswitchinterval(interval)
     assert overwritten == []
     assert pool.fresh_bytes <= 8 * 4096

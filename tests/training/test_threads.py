@@ -54,7 +54,7 @@ def test_waiting_for_threads_that_are_gone_is_an_error_not_a_hang() -> None:
     threads = ReaderThreads(2)
     threads.close()
     started = time.monotonic()
-    with pytest.raises(BalanceError, match="reader threads of process .* are gone"):
+    with pytest.raises(BalanceError, match=r"reader threads of process .* are gone"):
         threads.wait(threading.Event())
     assert time.monotonic() - started < 5
 
