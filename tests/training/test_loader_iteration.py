@@ -130,6 +130,9 @@ def test_an_error_of_the_loader_that_a_notebook_keeps_does_not_lock_it(small: Sh
             next(iterator)
         assert kept.traceback
         assert [place(batch) for batch in fresh] == epoch(0, 2)
+        # The old iterator was one of epoch 0, which is over.
+        assert list(iterator) == []
+        assert stands(loader) == (1, 0)
 
 
 def test_islice_takes_exactly_what_it_was_asked_for(loader: BalancedLoader) -> None:
