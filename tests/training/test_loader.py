@@ -55,3 +55,20 @@ from streaming_balance.storage.shards import open_shards
 from streaming_balance.training.loader import train_loader
 shards = open_shards(sys.argv[1])
 loader = train_loader(shards, global_batch_size=4, balance="class_balanced", num_threads=2)
+def count():
+    gc.collect()
+    return len(os.listdir("/proc/self/fd")), threading.active_count(), len(gc.get_objects())
+for _ in range(5):
+    for batch in loader: pass
+before = count()
+for _ in range(100):
+    for batch in loader: pass
+after = count()
+assert after[:2] == before[:2], (before, after)
+assert after[2] - before[2] < 200, (before, after)
+loader.close()
+print(threading.active_count())
+"""
+    ended = run_python(script, small.path)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert ended.stdout.split() == ["1"]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streaming_balance.errors import BalanceError, ConfigError
+from streaming_balance.errors import BalanceError
 from streaming_balance.report.audit import audit_run
 from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.loader import BalancedLoader, train_loader
@@ -377,25 +377,6 @@ with tempfile.TemporaryDirectory() as folder:
     interrupts, ambiguous = map(int, ended.stdout.split())
     assert interrupts > 5
     assert ambiguous < interrupts
-
-
-def count():
-    gc.collect()
-    return len(os.listdir("/proc/self/fd")), threading.active_count(), len(gc.get_objects())
-for _ in range(5):
-    for batch in loader: pass
-before = count()
-for _ in range(100):
-    for batch in loader: pass
-after = count()
-assert after[:2] == before[:2], (before, after)
-assert after[2] - before[2] < 200, (before, after)
-loader.close()
-print(threading.active_count())
-"""
-    ended = run_python(script, small.path)
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    assert ended.stdout.split() == ["1"]
 
 
 def test_numpy_epochs_are_as_good_as_plain_ones(loader: BalancedLoader) -> None:

@@ -35,9 +35,8 @@ def left_in_shared_memory() -> set[str]:
     folder = Path("/dev/shm")
     names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
     # torch names its segments after their process; one that lives is still using them.
-    return {
-        name for name in names if not Path("/proc", *(name.split("_")[1:2] or ["none"])).is_dir()
-    }
+    owners = {name: (*name.split("_"), "nobody")[1] for name in names}
+    return {name for name, owner in owners.items() if not Path("/proc", owner).is_dir()}
 
 
 def run(script: str, shards: ShardSet) -> subprocess.CompletedProcess[str]:
