@@ -123,7 +123,7 @@ class Reader:
         Args:
             samples: sample numbers within the split.
             out: `(len(samples), C, *space)`; its dtype may be another than the stored one, as long
-                as the cast keeps the kind of value (integer to float, float64 to float32).
+                as no stored value can wrap or overflow (int16 to float32, float64 to float32).
             field: `image` or `seg`.
 
         Raises:
@@ -358,10 +358,10 @@ class Reader:
                 f"pad change lengths in space, not channels or axes. Give rows ({wanted[0]}, "
                 f"{', '.join('DHW'[-len(wanted[1:]) :])})."
             )
-        if row.dtype != member.dtype and not np.can_cast(member.dtype, row.dtype, "same_kind"):
+        if row.dtype != member.dtype and not _can_hold(row.dtype, member.dtype):
             raise ConfigError(
                 f"out is {row.dtype}, but {member} is stored as {member.dtype}, which it cannot "
-                "hold. Ask for the stored dtype or a float."
+                "hold. Ask for the stored dtype or for float32."
             )
 
     def _damage(self, member: StoredArray, problem: str) -> str:
@@ -372,6 +372,17 @@ class Reader:
             f"{problem}. Run `streaming-balance verify {self._path}`, then restore the shard or "
             "run the same pack command with --overwrite."
         )
+
+
+def _can_hold(wanted: np.dtype[Any], stored: np.dtype[Any]) -> bool:
+    """Say whether values survive a cast: rounded perhaps, but never wrapped or made infinite."""
+    if np.can_cast(stored, wanted, "safe"):
+        return True
+    if wanted.kind != "f":
+        return False
+    if stored.kind in "iu":
+        return float(np.iinfo(stored).max) <= float(np.finfo(wanted).max)
+    return stored.kind == "f"
 
 
 def _is_flat(row: AnyArray) -> bool:

@@ -658,3 +658,39 @@ def test_only_the_pages_used_last_are_kept(tmp_path: Path, monkeypatch: pytest.M
                 np.testing.assert_array_equal(row, expected[sample])
         for number, image in enumerate(images(shards, samples, "val")):
             np.testing.assert_array_equal(val.read(number), image)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize(
+    ("stored", "wanted", "survives"),
+    [
+        ("int16", "float32", True),
+        ("int16", "float16", True),
+        ("int16", "int32", True),
+        ("float64", "float32", True),
+        ("uint8", "int16", True),
+        ("int16", "int8", False),
+        ("int16", "uint16", False),
+        ("uint16", "int16", False),
+        ("uint16", "float16", False),
+        ("int32", "float16", False),
+        ("float32", "int32", False),
+    ],
+)
+def test_a_cast_in_which_voxels_could_wrap_or_overflow_is_refused(
+    tmp_path: Path, codec: str, stored: str, wanted: str, survives: bool
+) -> None:
+    extreme = int(np.iinfo(stored).max) if np.dtype(stored).kind in "iu" else 100
+    image = np.full((1, 2, 2, 2), extreme, dtype=stored)
+    image[0, 0, 0, 0] = 1
+    shards = packed(tmp_path / "set", [Sample(key="P1", image=image)], codec=codec)
+    out = np.zeros((1, 1, 2, 2, 2), dtype=wanted)
+    with shards.reader("train") as reader:
+        if survives:
+            reader.read_into([0], out)
+            assert np.isfinite(out).all()
+            assert out[0, 0, 0, 0, 0] == 1
+            assert np.allclose(out[0, 0, 1].astype(float), float(extreme), rtol=1e-3)
+        else:
+            with pytest.raises(ConfigError, match="which it cannot hold"):
+                reader.read_into([0], out)
