@@ -11,7 +11,6 @@ import typer
 from streaming_balance.cli.answers import print_json, print_table
 from streaming_balance.cli.options import AsJson, DataSet, read_balance
 from streaming_balance.config import resolve_balance
-from streaming_balance.errors import ConfigError
 
 if TYPE_CHECKING:
     from streaming_balance.report.plan_summary import PlanSummary
@@ -72,7 +71,6 @@ def plan(
 
     strategy, config_seed = resolve_balance(read_balance(balance, settings or [], config))
     shards = open_shards(folder)
-    _check_split(split, shards.splits, shards.train_splits, is_natural=not (balance or config))
     made = BalancedPlan.for_shards(
         shards,
         global_batch_size=global_batch_size,
@@ -86,17 +84,6 @@ def plan(
     else:
         print(repr(made))
         _print_tables(summary)
-
-
-def _check_split(
-    split: str, splits: tuple[str, ...], train_splits: tuple[str, ...], *, is_natural: bool
-) -> None:
-    """Refuse to balance what training must not touch."""
-    if split in splits and split not in train_splits and not is_natural:
-        raise ConfigError(
-            f"--split is {split!r}, which is not for training; only {', '.join(train_splits)} may "
-            f"be balanced. Leave --balance and --config out to look at its natural order."
-        )
 
 
 def _document(summary: PlanSummary) -> dict[str, Any]:

@@ -191,11 +191,12 @@ class BalancedPlan:
             global_batch_size: samples in a global batch, over all ranks, at least 1.
             balance: as in `from_labels`.
             seed: integer in [0, 2**64 - 1].
-            split: name of the split.
+            split: name of the split; only a training split may be balanced.
             exclude: sample keys or patient ids to leave out; the others keep their order.
 
         Raises:
-            ConfigError: a value above is out of its range, or does not fit the data.
+            ConfigError: a value above is out of its range, does not fit the data, or asks to
+                balance a split that is not for training.
         """
         strategy = parse_balance(balance)
         left_out = sorted(set(exclude))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from streaming_balance.errors import ConfigError, did_you_mean
 from streaming_balance.plan.members import ClassTable, class_codes, class_table, complete_array
 from streaming_balance.plan.options import listed
+from streaming_balance.plan.strategies import InstanceBalanced
 from streaming_balance.plan.strategy import Strategy
 
 
@@ -19,6 +21,11 @@ class LabelledSplits(Protocol):
     @property
     def classes(self) -> list[str]:
         """Labels in class order."""
+        ...
+
+    @property
+    def train_splits(self) -> tuple[str, ...]:
+        """Names of the splits that may be balanced."""
         ...
 
     def labels(self, split: str) -> NDArray[np.int64]:
@@ -81,9 +88,11 @@ def split_table(
         strategy: says whether classes cycle over patients.
 
     Raises:
-        ConfigError: a name that is neither a key nor a patient, or a patient with two labels.
+        ConfigError: balancing on a split that is not for training, a name that is neither a key
+            nor a patient, or a patient with two labels.
     """
     patients, keys = shards.patients(split), shards.keys(split)
+    _check_for_training(split, shards.train_splits, strategy=strategy)
     return class_table(
         shards.labels(split),
         classes=shards.classes,
@@ -105,6 +114,19 @@ def check_patients_known(strategy: Strategy, *, are_known: bool) -> None:
             f"{strategy.name}: unit is 'patient', but no patients are given. Name the patient of "
             f"every sample with patients=, or leave unit out."
         )
+
+
+def _check_for_training(split: str, train_splits: tuple[str, ...], *, strategy: Strategy) -> None:
+    """Refuse to balance what judges the training; its natural order may be planned."""
+    # How the last batch ends concerns no share.
+    if split in train_splits or replace(strategy, last="full") == InstanceBalanced():
+        return
+    raise ConfigError(
+        f"balance is {strategy.name!r} on split {split!r}, which is not for training (only "
+        f"{listed(train_splits)}): a score on balanced data says nothing about patients as they "
+        f"come. Use eval_loader(shards, split={split!r}, ...) to evaluate, leave balance out to "
+        f"plan the natural order, or name the split in --train-splits when packing."
+    )
 
 
 def _wants_patients(strategy: Strategy) -> bool:

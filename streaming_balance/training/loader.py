@@ -244,12 +244,6 @@ def train_loader(
     """
     _refuse_reserved(mixing=mixing, workers=workers, on_error=on_error)
     strategy, configured_seed = resolve_balance(balance)
-    if balance is not None and split not in shards.train_splits:
-        raise ConfigError(
-            f"balance is {balance!r} on split {split!r}, which is not for training: a score on "
-            f"balanced data says nothing about patients as they come. Use eval_loader(shards, "
-            f"split={split!r}, ...), or name the split in --train-splits when packing."
-        )
     if seed is None:
         seed = 0 if configured_seed is None else configured_seed
     found_rank, found_num_ranks = find_ranks(rank, num_ranks)

@@ -51,6 +51,7 @@ class Cohort:
     """44 patients of three classes with one to three samples each, in a mixed order."""
 
     classes = ["a", "b", "c"]  # noqa: RUF012
+    train_splits = ("train",)
 
     def __init__(self) -> None:
         owned = [(owner, turn) for owner in range(44) for turn in range(owner % 3 + 1)]

@@ -20,22 +20,24 @@ BRATS = ["LGG"] * 75 + ["HGG"] * 210
 
 
 class Shards:
-    """A data set as a plan sees it: labels, patients and keys of one split."""
+    """A data set as a plan sees it: labels, patients and keys, the same in every split."""
+
+    train_splits = ("train", "fold1")
 
     def __init__(self, patients: list[str], labels: list[str], classes: list[str]) -> None:
         self.classes = classes
         self._patients, self._labels = patients, labels
 
     def labels(self, split: str) -> NDArray[np.int64]:
-        assert split == "train"
+        assert split in ("train", "fold1", "val")
         return np.array([self.classes.index(label) for label in self._labels], dtype=np.int64)
 
     def patients(self, split: str) -> NDArray[np.str_]:
-        assert split == "train"
+        assert split in ("train", "fold1", "val")
         return np.array(self._patients)
 
     def keys(self, split: str) -> NDArray[np.str_]:
-        assert split == "train"
+        assert split in ("train", "fold1", "val")
         return np.array([f"{name}__{place}" for place, name in enumerate(self._patients)])
 
 
@@ -192,6 +194,38 @@ def test_a_name_to_exclude_that_nobody_has_is_refused_with_the_nearest() -> None
     shards = Shards(["P1", "P2", "P3"], ["a", "a", "b"], ["a", "b"])
     with pytest.raises(ConfigError, match=r"exclude names 'P1__9', .*Did you mean 'P1__0'\?"):
         BalancedPlan.for_shards(shards, global_batch_size=2, exclude=["P1", "P1__9"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"balance": "class_balanced"},
+        {"balance": {"name": "power", "alpha": 1}},
+        {"balance": {"name": "natural", "num_samples": "oversample"}},
+        {"balance": {"name": "natural", "draw": "iid"}},
+        {"balance": {"upsampling": {"enabled": True}}},
+    ],
+)
+def test_a_split_that_is_not_for_training_is_never_balanced(options: dict[str, Any]) -> None:
+    shards = Shards(["P1", "P2", "P3"], ["a", "a", "b"], ["a", "b"])
+    wanted = r"on split 'val', which is not for training.*eval_loader.*--train-splits"
+    with pytest.raises(ConfigError, match=wanted):
+        BalancedPlan.for_shards(shards, global_batch_size=2, split="val", **options)
+    for split in ("train", "fold1"):
+        assert (
+            BalancedPlan.for_shards(shards, global_batch_size=2, split=split, **options).seed == 0
+        )
+
+
+@pytest.mark.parametrize(
+    "balance",
+    [None, "none", "natural", "instance_balanced", {"name": "natural", "last": "short"}, {}],
+)
+def test_a_split_that_is_not_for_training_may_be_planned_in_natural_order(balance: Any) -> None:
+    shards = Shards(["P1", "P2", "P3"], ["a", "a", "b"], ["a", "b"])
+    plan = BalancedPlan.for_shards(shards, global_batch_size=3, split="val", balance=balance)
+    assert sorted(plan.batch(0, 0).tolist()) == [0, 1, 2]
 
 
 def test_excluding_a_whole_class_names_it() -> None:

@@ -161,6 +161,7 @@ def test_exposure_grows_by_exactly_one_batch_a_step_far_into_a_run() -> None:
 def test_excluded_samples_are_never_exposed_and_keep_their_numbers() -> None:
     class Shards:
         classes = ["a", "b"]  # noqa: RUF012
+        train_splits = ("train",)
 
         def labels(self, split: str) -> Any:
             assert split == "train"

@@ -43,6 +43,14 @@ def test_balancing_a_split_that_is_not_for_training_is_refused(small: ShardSet) 
         train_loader(small, global_batch_size=4, balance="class_balanced", split="val")
 
 
+def test_the_natural_order_by_name_is_as_welcome_as_none_on_any_split(small: ShardSet) -> None:
+    with (
+        train_loader(small, global_batch_size=4, split="val", balance="none") as named,
+        train_loader(small, global_batch_size=4, split="val", balance=None) as unnamed,
+    ):
+        assert named.plan == unnamed.plan
+
+
 def test_an_unknown_split_is_refused_with_the_nearest(small: ShardSet) -> None:
     with pytest.raises(ConfigError, match="Did you mean 'train'"):
         train_loader(small, global_batch_size=4, split="trian")
