@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -262,6 +262,43 @@ def test_without_replacement_nobody_comes_twice_in_an_epoch(
         steps = range(plan.num_steps(epoch))
         drawn = np.concatenate([plan.batch(epoch, step) for step in steps])
         assert np.bincount(drawn).max() == 1
+
+
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    batch=st.integers(1, 12),
+    ratio=st.sampled_from([1.0, 0.75, 0.5, 0.3]),
+    rotate=st.booleans(),
+    last=st.sampled_from(["full", "short", "drop"]),
+    seed=st.integers(0, 2**64 - 1),
+)
+@example(sizes=[39, 25, 9, 15], batch=11, ratio=0.5, rotate=True, last="drop", seed=124)
+@example(sizes=[28, 16, 26], batch=3, ratio=0.75, rotate=False, last="drop", seed=943)
+@settings(max_examples=80)
+def test_downsampling_repeats_nobody_in_an_epoch_that_asks_for_no_more_than_there_are(
+    sizes: list[int], batch: int, ratio: float, rotate: bool, last: str, seed: int
+) -> None:
+    kept = [min(size, int(min(sizes) / Fraction(str(ratio)))) for size in sizes]
+    pool = sizes if rotate else kept
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    plan = BalancedPlan.from_labels(
+        labels,
+        global_batch_size=min(batch, sum(kept)),
+        balance={"name": "downsample", "target_ratio": ratio, "rotate": rotate, "last": last},
+        seed=seed,
+    )
+    # A class whose ideal lies above its size must repeat somebody in the long run, anyway.
+    draws = sum(plan.batch_size(0, step) for step in range(plan.num_steps(0)))
+    fits = [
+        draws * Fraction(count, sum(kept)) <= most for count, most in zip(kept, pool, strict=True)
+    ]
+    for epoch in range(8):
+        steps = range(plan.num_steps(epoch))
+        drawn = np.concatenate([plan.batch(epoch, step) for step in steps])
+        times = np.bincount(drawn, minlength=len(labels))
+        for number, is_enough in enumerate(fits):
+            if is_enough:
+                assert times[labels == number].max() <= 1
 
 
 @given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=4), batch=st.integers(1, 20))
