@@ -16,6 +16,7 @@ reading does. System calls, decoding, casting and hashing run without the GIL.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -23,6 +24,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from streaming_balance.errors import ConfigError, ShardError, did_you_mean
+from streaming_balance.storage.casting import can_hold, finite_kept
 from streaming_balance.storage.codecs import decode_into
 from streaming_balance.storage.descriptors import DescriptorPool, ExpectedFile
 from streaming_balance.storage.filling import SLAB_BYTES, RowFiller
@@ -128,7 +130,7 @@ class Reader:
 
         Raises:
             ConfigError: `out` has another number of rows, axes or channels, its dtype cannot hold
-                the stored kind of value, or no such field.
+                the stored kind of value or a value would become infinite, or no such field.
             IndexError: no such sample.
             ShardError: a shard is shorter than its index says, was replaced, or a checksum differs.
         """
@@ -190,9 +192,14 @@ class Reader:
         self.close()
 
     def _fill(self, row: AnyArray, sample: int, field: str) -> None:
-        """Read one sample into its row by the shortest way there is."""
+        """Read one sample into its row, no finite value of which becomes infinite."""
         member = self._members.stored_array(sample, field)
         self._check_request(row, member)
+        with finite_kept(row.dtype, member):
+            self._fill_shortest(row, member, sample)
+
+    def _fill_shortest(self, row: AnyArray, member: StoredArray, sample: int) -> None:
+        """Read one sample into its row by the shortest way there is."""
         whole = row.shape == member.row_shape
         if member.codec == "npy" and whole and row.dtype == member.dtype and _is_flat(row):
             checksum = self._read_straight(row, member, sample)
@@ -219,13 +226,17 @@ class Reader:
         if run.alike and out.shape[1:] == first.row_shape and not self._any_due(samples, field):
             self._check_request(out[0], first)
             frames = np.lib.stride_tricks.sliding_window_view(window, first.bytes)[starts]
-            out[places] = self._values_of(frames, samples, first)
-            return
+            values = self._values_of(frames, samples, first)
+            # A value beyond `out` is found again below, with the sample it belongs to.
+            with suppress(ConfigError), finite_kept(out.dtype, first):
+                out[places] = values
+                return
         for place, begin in zip(places.tolist(), starts.tolist(), strict=True):
             member = self._members.stored_array(int(numbers[place]), field)
             self._check_request(out[place], member)
             frame = window[begin : begin + member.bytes]
-            self._fill_from_memory(out[place], member, member.sample, frame)
+            with finite_kept(out.dtype, member):
+                self._fill_from_memory(out[place], member, member.sample, frame)
 
     def _values_of(
         self, frames: AnyArray, samples: NDArray[np.int64], first: StoredArray
@@ -358,7 +369,7 @@ class Reader:
                 f"pad change lengths in space, not channels or axes. Give rows ({wanted[0]}, "
                 f"{', '.join('DHW'[-len(wanted[1:]) :])})."
             )
-        if row.dtype != member.dtype and not _can_hold(row.dtype, member.dtype):
+        if row.dtype != member.dtype and not can_hold(row.dtype, member.dtype):
             raise ConfigError(
                 f"out is {row.dtype}, but {member} is stored as {member.dtype}, which it cannot "
                 "hold. Ask for the stored dtype or for float32."
@@ -372,17 +383,6 @@ class Reader:
             f"{problem}. Run `streaming-balance verify {self._path}`, then restore the shard or "
             "run the same pack command with --overwrite."
         )
-
-
-def _can_hold(wanted: np.dtype[Any], stored: np.dtype[Any]) -> bool:
-    """Say whether values survive a cast: rounded perhaps, but never wrapped or made infinite."""
-    if np.can_cast(stored, wanted, "safe"):
-        return True
-    if wanted.kind != "f":
-        return False
-    if stored.kind in "iu":
-        return float(np.iinfo(stored).max) <= float(np.finfo(wanted).max)
-    return stored.kind == "f"
 
 
 def _is_flat(row: AnyArray) -> bool:
