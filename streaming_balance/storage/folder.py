@@ -14,6 +14,7 @@ from streaming_balance.storage.layout import (
     BLOCK,
     LOCK_NAME,
     MANIFEST_NAME,
+    TABLE_NAME,
     is_shard_name,
     is_temporary_name,
 )
@@ -132,6 +133,25 @@ def refuse_foreign_shards(folder: Path) -> None:
                 f"{path} was not written by this packer and would be overwritten; move it away "
                 "or pack into an empty folder"
             )
+
+
+def holds_packed_files(folder: Path) -> bool:
+    """Say whether shards or a table lie in a folder, under their final names."""
+    return bool(_shards(folder)) or (folder / TABLE_NAME).exists()
+
+
+def remove_stale_files(folder: Path, kept: set[str]) -> None:
+    """Remove the table and the shards that this pack will write, or has no use for.
+
+    Their journals must outlive them: shards without a journal are anybody's, and refused.
+
+    Raises:
+        ShardError: the disk is failing.
+    """
+    if holds_packed_files(folder):
+        (folder / TABLE_NAME).unlink(missing_ok=True)
+        remove_stale_shards(folder, kept)
+        sync_folder(folder)
 
 
 def remove_stale_shards(folder: Path, kept: set[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,18 @@ def finished_shards(folder: Path, settings_digest: str) -> list[FinishedShard]:
             break
         sound.append(found[number])
     return sound
+
+
+def has_journal(folder: Path, settings_digest: str) -> bool:
+    """Say whether a pack with these settings was interrupted here after it finished a shard."""
+    return any(_read_journal(path, settings_digest) for path in journal_files(folder))
+
+
+def remove_journals(folder: Path, kept: Collection[Path] = ()) -> None:
+    """Remove the journals in a folder, all but those kept."""
+    for path in journal_files(folder):
+        if path not in kept:
+            path.unlink(missing_ok=True)
 
 
 def journal_path(folder: Path, entry: ShardEntry) -> Path:

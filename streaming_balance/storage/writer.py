@@ -28,8 +28,9 @@ from streaming_balance.storage.encoded import (
 from streaming_balance.storage.journal import (
     FinishedShard,
     finished_shards,
-    journal_files,
+    has_journal,
     journal_path,
+    remove_journals,
     write_journal,
 )
 from streaming_balance.storage.layout import (
@@ -166,6 +167,7 @@ class PackWriter:
                     "damaged. Run the same pack command again with --overwrite"
                 )
         pack_folder.remove_stale_lock(folder)
+        remove_journals(folder)  # left by a packer that died after its manifest
         return manifest
 
     def finished_keys(self) -> set[str]:
@@ -225,11 +227,11 @@ class PackWriter:
             )
         manifest = self._write_table(found, rejected)
         pack_folder.remove_stale_shards(self._folder, {shard.name for shard in self._shards})
-        for journal in journal_files(self._folder):
-            journal.unlink()
         sync_folder(self._folder)
         with durable_file(self._folder / MANIFEST_NAME) as file:
             file.write(manifest_text(manifest).encode())
+        # After the manifest: until it stands, they are what tells whose shards these are.
+        remove_journals(self._folder)
         self._lock.release()
         return manifest
 
@@ -254,16 +256,27 @@ class PackWriter:
             raise ConfigError(self._refusal())
         else:
             pack_folder.refuse_foreign_shards(self._folder)
+            self._refuse_other_packs()
         pack_folder.remove_leftovers(self._folder)
         finished = [] if overwrite else finished_shards(self._folder, self._settings_digest)
+        pack_folder.remove_stale_files(self._folder, {shard.entry.name for shard in finished})
         kept = {journal_path(self._folder, shard.entry) for shard in finished}
-        for journal in set(journal_files(self._folder)) - kept:
-            journal.unlink()
+        remove_journals(self._folder, kept)
         for shard in finished:
             self._shards.append(shard.entry)
             for row in shard.rows:
                 self._rows.append(row)
                 self._packed.add(row)
+
+    def _refuse_other_packs(self) -> None:
+        """Leave shards alone that no journal ties to this command."""
+        is_ours = has_journal(self._folder, self._settings_digest)
+        if pack_folder.holds_packed_files(self._folder) and not is_ours:
+            raise ConfigError(
+                f"{self._folder} holds shards of another or unfinished command, and no "
+                f"{MANIFEST_NAME}; run that command again, use another folder, or --overwrite to "
+                "replace them"
+            )
 
     def _refusal(self) -> str:
         """Say why a folder with a data set is left alone."""

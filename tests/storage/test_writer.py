@@ -392,12 +392,39 @@ def test_a_damaged_data_set_is_rebuilt_by_overwriting(
     assert contents(tmp_path) == expected
 
 
-def test_a_lost_manifest_is_rebuilt_by_the_same_command(
+def test_shards_whose_manifest_is_lost_are_replaced_only_when_asked(
     tmp_path: Path, expected: dict[str, str]
 ) -> None:
     pack(tmp_path, cohort())
     (tmp_path / MANIFEST_NAME).unlink()
+    before = contents(tmp_path)
+    for seed in (1, 2):  # nothing in the folder tells whose shards they are
+        with pytest.raises(
+            ConfigError, match=r"holds shards of another or unfinished command.*--overwrite"
+        ):
+            writer_for(tmp_path, settings={"seed": seed})
+    assert contents(tmp_path) == before
+    pack(tmp_path, cohort(), overwrite=True)
+    assert contents(tmp_path) == expected
+
+
+def test_a_table_without_shards_and_manifest_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / TABLE_NAME).write_bytes(b"precious")
+    with pytest.raises(ConfigError, match="holds shards of another or unfinished command"):
+        writer_for(tmp_path)
+    assert (tmp_path / TABLE_NAME).read_bytes() == b"precious"
+
+
+def test_journals_left_beside_a_manifest_do_no_harm_and_are_removed(
+    tmp_path: Path, expected: dict[str, str]
+) -> None:
+    interrupted_pack(tmp_path, cohort(), stop_after=5)
+    journals = {path.name: path.read_bytes() for path in tmp_path.glob(".journal-*")}
     pack(tmp_path, cohort())
+    for name, content in journals.items():
+        (tmp_path / name).write_bytes(content)
+    manifest = read_manifest(tmp_path)
+    assert PackWriter.already_complete(tmp_path, {"seed": 1}) == manifest
     assert contents(tmp_path) == expected
 
 
@@ -520,13 +547,38 @@ def test_a_journal_without_its_shard_is_not_trusted(tmp_path: Path) -> None:
         assert writer.finished_keys() == set()
 
 
-def test_other_settings_or_overwriting_start_over(tmp_path: Path) -> None:
+def test_an_unfinished_pack_is_left_to_its_own_command(
+    tmp_path: Path, expected: dict[str, str]
+) -> None:
     interrupted_pack(tmp_path, cohort(), stop_after=5)
-    with writer_for(tmp_path, settings={"seed": 2}) as writer:
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match="run that command again"):
+        writer_for(tmp_path, settings={"seed": 2})
+    assert contents(tmp_path) == before
+    pack(tmp_path, cohort())
+    assert contents(tmp_path) == expected
+
+
+def test_overwriting_starts_over(tmp_path: Path) -> None:
+    interrupted_pack(tmp_path, cohort(), stop_after=5)
+    with writer_for(tmp_path, overwrite=True) as writer:
         assert writer.finished_keys() == set()
-    interrupted_pack(tmp_path / "b", cohort(), stop_after=5)
-    with writer_for(tmp_path / "b", overwrite=True) as writer:
-        assert writer.finished_keys() == set()
+
+
+def test_temporary_files_alone_are_in_nobodys_way(tmp_path: Path, expected: dict[str, str]) -> None:
+    (tmp_path / ".train-000000.tar.tmp").write_bytes(b"half a shard of another command")
+    pack(tmp_path, cohort())
+    assert contents(tmp_path) == expected
+
+
+def test_a_pack_interrupted_twice_after_damage_still_goes_on(
+    tmp_path: Path, expected: dict[str, str]
+) -> None:
+    interrupted_pack(tmp_path, cohort(), stop_after=9)
+    (tmp_path / "train-000000.tar").write_bytes((tmp_path / "train-000001.tar").read_bytes())
+    interrupted_pack(tmp_path, cohort(), stop_after=1)  # trusts no shard, then stops early
+    pack(tmp_path, cohort())
+    assert contents(tmp_path) == expected
 
 
 def test_a_source_that_changed_since_is_noticed(tmp_path: Path) -> None:
