@@ -18,8 +18,9 @@ from streaming_balance.errors import ConfigError, ResumeError
 from streaming_balance.storage.reader import Verify
 from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.batches import Batch, BatchRequest
+from streaming_balance.training.delivery import Delivery, delivery
 from streaming_balance.training.environment import find_ranks
-from streaming_balance.training.iteration import Delivery, PlannedLoader, delivery
+from streaming_balance.training.iteration import PlannedLoader
 from streaming_balance.training.state import LoaderState, Position
 from streaming_balance.training.transforms import Transform
 

@@ -6,105 +6,24 @@ import os
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 import numpy as np
 import torch
 
-from streaming_balance.errors import BalanceError, ConfigError
-from streaming_balance.storage.reader import Reader, Verify
+from streaming_balance.errors import BalanceError
+from streaming_balance.storage.reader import Reader
 from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.batches import Batch, BatchAssembler, BatchRequest
 from streaming_balance.training.buffers import BufferPool
-from streaming_balance.training.environment import default_num_threads
+from streaming_balance.training.delivery import DEFAULT_PREFETCH_BYTES, Delivery, numpy_dtype
 from streaming_balance.training.readahead import ReadAhead
 from streaming_balance.training.state import Position
 from streaming_balance.training.threads import ReaderThreads
-from streaming_balance.training.transforms import KeyedTransform, Transform
-
-# Enough to keep several volumes of 33 MB under way without crowding out the training itself.
-DEFAULT_PREFETCH_BYTES = 512 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
-    """How batches are read and handed over; the same for training and evaluation."""
-
-    dtype: torch.dtype | None
-    """Dtype of the images, or None for the stored one. Masks always keep theirs."""
-    size: tuple[int, ...] | None
-    """Wanted space (D, H, W) or (H, W), centre cropped or zero padded; None keeps each shape."""
-    transform: Transform | None
-    """The user's transform per sample, on the reader threads."""
-    batch_transform: Callable[[Batch], Batch] | None
-    """The user's transform per batch, in the thread that iterates, after the copy to the device."""
-    device: torch.device | None
-    """Where tensors go; None leaves them in (pinned) memory."""
-    num_threads: int
-    """Reader threads."""
-    prefetch_bytes: int
-    """Most bytes of batches under way."""
-    verify: Verify
-    """When checksums are compared: `first` touch, `always` or `never`."""
-
-
-def delivery(
-    *,
-    dtype: torch.dtype | None,
-    size: tuple[int, ...] | None,
-    transform: Transform | None,
-    batch_transform: Callable[[Batch], Batch] | None,
-    device: str | torch.device | None,
-    num_threads: int | None,
-    prefetch_bytes: int | None,
-    verify: Verify,
-) -> Delivery:
-    """Check how batches are to be delivered.
-
-    Raises:
-        ConfigError: names the setting and the value.
-    """
-    threads = default_num_threads() if num_threads is None else num_threads
-    budget = DEFAULT_PREFETCH_BYTES if prefetch_bytes is None else prefetch_bytes
-    for setting, value, least in (("num_threads", threads, 1), ("prefetch_bytes", budget, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"{setting} is {value!r}; it must be an integer >= {least}, or None.")
-    if verify not in get_args(Verify):
-        raise ConfigError(f"verify is {verify!r}; it must be one of {', '.join(get_args(Verify))}.")
-    _numpy_dtype(dtype)
-    return Delivery(
-        dtype=dtype,
-        size=_checked_size(size),
-        transform=transform,
-        batch_transform=batch_transform,
-        device=_checked_device(device),
-        num_threads=threads,
-        prefetch_bytes=budget,
-        verify=verify,
-    )
-
-
-def _checked_size(size: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    """Give the wanted space as a tuple of lengths."""
-    if size is None:
-        return None
-    if not isinstance(size, Sequence) or not all(isinstance(n, int) and n > 0 for n in size):
-        raise ConfigError(f"size is {size!r}; it must be lengths such as (128, 128, 128), or None.")
-    return tuple(size)
-
-
-def _checked_device(device: str | torch.device | None) -> torch.device | None:
-    """Give the device, which torch must know by this name."""
-    try:
-        return None if device is None else torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ConfigError(
-            f"device is {device!r}, which torch does not know. Use 'cuda', 'cuda:1' or 'cpu', or "
-            f"None to leave batches in memory."
-        ) from error
+from streaming_balance.training.transforms import KeyedTransform
+from streaming_balance.training.turns import Turn
 
 
 class PlannedLoader(ABC):
@@ -125,6 +44,7 @@ class PlannedLoader(ABC):
         self._position = Position(0, 0)
         self._engine: _Engine | None = None
         self._live: weakref.ref[_LoaderIterator] | None = None
+        self._turn = Turn()
         self._closed = False
         self._samples = self._bytes = 0
         self._seconds_waited = 0.0
@@ -275,6 +195,11 @@ class _LoaderIterator:
         return self
 
     def __next__(self) -> Batch:
+        with self._loader._turn:
+            return self._next()
+
+    def _next(self) -> Batch:
+        """Give the next batch, while no other thread asks for one."""
         if self.finished:
             raise StopIteration
         self._loader._claim(self)
@@ -318,7 +243,7 @@ class _Engine:
             loader._split,
             reader=self._reader,
             pool=self.pool,
-            dtype=_numpy_dtype(how.dtype),
+            dtype=numpy_dtype(how.dtype),
             size=how.size,
             transform=None if transform is None else KeyedTransform(transform, seed=loader._seed),
         )
@@ -367,16 +292,3 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
 def _on_device(value: object, device: torch.device) -> object:
     """Copy one tensor; anything else stays as it is."""
     return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-
-
-def _numpy_dtype(dtype: torch.dtype | None) -> np.dtype[Any] | None:
-    """Give the numpy dtype that batches are filled in."""
-    if dtype is None:
-        return None
-    try:
-        return torch.empty(0, dtype=dtype).numpy().dtype
-    except (TypeError, RuntimeError) as error:
-        raise ConfigError(
-            f"dtype is {dtype!r}, which cannot be filled in memory. Use torch.float32, "
-            f"torch.float16 or an integer, and cast after the batch is on its device."
-        ) from error

@@ -1,0 +1,110 @@
+"""How batches are to be read and handed over: checked once, when a loader is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+import torch
+
+from streaming_balance.errors import ConfigError
+from streaming_balance.storage.reader import Verify
+from streaming_balance.training.batches import Batch
+from streaming_balance.training.environment import default_num_threads
+from streaming_balance.training.transforms import Transform
+
+# Enough to keep several volumes of 33 MB under way without crowding out the training itself.
+DEFAULT_PREFETCH_BYTES = 512 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """How batches are read and handed over; the same for training and evaluation."""
+
+    dtype: torch.dtype | None
+    """Dtype of the images, or None for the stored one. Masks always keep theirs."""
+    size: tuple[int, ...] | None
+    """Wanted space (D, H, W) or (H, W), centre cropped or zero padded; None keeps each shape."""
+    transform: Transform | None
+    """The user's transform per sample, on the reader threads."""
+    batch_transform: Callable[[Batch], Batch] | None
+    """The user's transform per batch, in the thread that iterates, after the copy to the device."""
+    device: torch.device | None
+    """Where tensors go; None leaves them in (pinned) memory."""
+    num_threads: int
+    """Reader threads."""
+    prefetch_bytes: int
+    """Most bytes of batches under way."""
+    verify: Verify
+    """When checksums are compared: `first` touch, `always` or `never`."""
+
+
+def delivery(
+    *,
+    dtype: torch.dtype | None,
+    size: tuple[int, ...] | None,
+    transform: Transform | None,
+    batch_transform: Callable[[Batch], Batch] | None,
+    device: str | torch.device | None,
+    num_threads: int | None,
+    prefetch_bytes: int | None,
+    verify: Verify,
+) -> Delivery:
+    """Check how batches are to be delivered.
+
+    Raises:
+        ConfigError: names the setting and the value.
+    """
+    threads = default_num_threads() if num_threads is None else num_threads
+    budget = DEFAULT_PREFETCH_BYTES if prefetch_bytes is None else prefetch_bytes
+    for setting, value, least in (("num_threads", threads, 1), ("prefetch_bytes", budget, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(f"{setting} is {value!r}; it must be an integer >= {least}, or None.")
+    if verify not in get_args(Verify):
+        raise ConfigError(f"verify is {verify!r}; it must be one of {', '.join(get_args(Verify))}.")
+    numpy_dtype(dtype)
+    return Delivery(
+        dtype=dtype,
+        size=_checked_size(size),
+        transform=transform,
+        batch_transform=batch_transform,
+        device=_checked_device(device),
+        num_threads=threads,
+        prefetch_bytes=budget,
+        verify=verify,
+    )
+
+
+def _checked_size(size: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """Give the wanted space as a tuple of lengths."""
+    if size is None:
+        return None
+    if not isinstance(size, Sequence) or not all(isinstance(n, int) and n > 0 for n in size):
+        raise ConfigError(f"size is {size!r}; it must be lengths such as (128, 128, 128), or None.")
+    return tuple(size)
+
+
+def _checked_device(device: str | torch.device | None) -> torch.device | None:
+    """Give the device, which torch must know by this name."""
+    try:
+        return None if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(
+            f"device is {device!r}, which torch does not know. Use 'cuda', 'cuda:1' or 'cpu', or "
+            f"None to leave batches in memory."
+        ) from error
+
+
+def numpy_dtype(dtype: torch.dtype | None) -> np.dtype[Any] | None:
+    """Give the numpy dtype that batches are filled in."""
+    if dtype is None:
+        return None
+    try:
+        return torch.empty(0, dtype=dtype).numpy().dtype
+    except (TypeError, RuntimeError) as error:
+        raise ConfigError(
+            f"dtype is {dtype!r}, which cannot be filled in memory. Use torch.float32, "
+            f"torch.float16 or an integer, and cast after the batch is on its device."
+        ) from error
