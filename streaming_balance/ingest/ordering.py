@@ -38,6 +38,8 @@ class PackOrder:
     """Every case with its split: split after split, in keyed order within one."""
     classes: tuple[str, ...]
     """Labels in class order."""
+    classes_declared: bool
+    """Whether that order was given, rather than made from the labels found."""
     splits: tuple[str, ...]
     """Splits in order, each with at least one case."""
     train_splits: tuple[str, ...]
@@ -91,6 +93,7 @@ def order_cases(
     return PackOrder(
         cases=tuple(ordered),
         classes=class_order,
+        classes_declared=classes is not None,
         splits=splits,
         train_splits=_train_splits(train_splits, splits),
         split_rule=rule,
@@ -118,6 +121,8 @@ def pack_settings(
             for name, value in asdict(recipe).items()
         },
         "classes": list(order.classes),
+        # Only where it holds: a data set packed without is still the one of the same command.
+        **({"classes_declared": True} if order.classes_declared else {}),
         "cohort": hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).hexdigest(),
         "seed": int(seed),
         "shard_bytes": shard_bytes,

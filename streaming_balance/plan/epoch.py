@@ -27,6 +27,7 @@ from streaming_balance.plan.tables import (
     LabelledSplits,
     check_patients_known,
     labels_table,
+    named_by_class,
     split_table,
 )
 
@@ -198,7 +199,7 @@ class BalancedPlan:
             ConfigError: a value above is out of its range, does not fit the data, or asks to
                 balance a split that is not for training.
         """
-        strategy = parse_balance(balance)
+        strategy = named_by_class(parse_balance(balance), shards)
         left_out = sorted(set(exclude))
         return cls(
             split_table(shards, split, left_out=left_out, strategy=strategy),

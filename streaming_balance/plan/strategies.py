@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Any, ClassVar
 
@@ -305,6 +305,26 @@ def parse_strategy(balance: str | Mapping[str, Any] | Strategy | None) -> Strate
         )
     _check_options(kind, options)
     return kind(**options)
+
+
+def in_declared_order(strategy: Strategy, classes: Sequence[str]) -> Strategy:
+    """Name the weights of a list by a class order that somebody declared.
+
+    Args:
+        strategy: any strategy; only manual weights given as a list change.
+        classes: labels in declared order.
+
+    Examples:
+        >>> in_declared_order(ManualWeights(weights=[2.8, 1]), ["LGG", "HGG"]).settings()["weights"]
+        {'LGG': 2.8, 'HGG': 1.0}
+    """
+    if not isinstance(strategy, ManualWeights) or isinstance(strategy.weights, Mapping):
+        return strategy
+    weights = list(strategy.weights or ())
+    # A list of another length is refused where class sizes are known, with the mapping to write.
+    if len(weights) != len(classes):
+        return strategy
+    return replace(strategy, weights=dict(zip(classes, weights, strict=True)))
 
 
 def _kind(name: object) -> type[Strategy]:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from streaming_balance.errors import ConfigError, did_you_mean
 from streaming_balance.plan.members import ClassTable, class_codes, class_table, complete_array
 from streaming_balance.plan.options import listed
-from streaming_balance.plan.strategies import InstanceBalanced
+from streaming_balance.plan.strategies import InstanceBalanced, in_declared_order
 from streaming_balance.plan.strategy import Strategy
 
 
@@ -101,6 +101,13 @@ def split_table(
         excluded=_excluded(left_out, patients, keys) if left_out else None,
         by_patient=_wants_patients(strategy),
     )
+
+
+def named_by_class(strategy: Strategy, shards: LabelledSplits) -> Strategy:
+    """Name weights given as a list, where the data set's class order was declared."""
+    if getattr(shards, "classes_declared", False):
+        return in_declared_order(strategy, shards.classes)
+    return strategy
 
 
 def check_patients_known(strategy: Strategy, *, are_known: bool) -> None:

@@ -75,6 +75,11 @@ class ShardSet:
         return list(self._manifest.classes)
 
     @property
+    def classes_declared(self) -> bool:
+        """Whether the class order was given at packing, so that a list may follow it."""
+        return self._manifest.settings.get("classes_declared") is True
+
+    @property
     def digest(self) -> str:
         """Digest of the content: the same whatever codec or shard size."""
         return self._manifest.digest

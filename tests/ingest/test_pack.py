@@ -20,6 +20,7 @@ import pytest
 from streaming_balance.errors import ConfigError, ShardError, SplitError
 from streaming_balance.ingest.pack import write_shards
 from streaming_balance.ingest.processes import encode_in_order
+from streaming_balance.plan.epoch import BalancedPlan
 from streaming_balance.storage.shards import open_shards
 from streaming_balance.storage.verify import verify_shards
 
@@ -539,3 +540,31 @@ def test_a_size_of_the_wrong_number_of_axes_rejects_every_case(
 ) -> None:
     with pytest.raises(ShardError, match="has 2 numbers, the volume 3 space axes"):
         write_shards(small_source, tmp_path / "out", size=(4, 4))
+
+
+def test_a_declared_class_order_is_kept_and_makes_a_list_of_weights_unmistakable(
+    small_source: Path, tmp_path: Path
+) -> None:
+    listed = {"name": "manual_weights", "weights": [3.0, 1.0]}
+    write_shards(small_source, tmp_path / "found")
+    found = open_shards(tmp_path / "found")
+    assert not found.classes_declared
+    with pytest.raises(ConfigError, match="swapped list"):
+        BalancedPlan.for_shards(found, global_batch_size=4, balance=listed)
+
+    with pytest.raises(ConfigError, match=r"other settings \(classes_declared\)"):
+        write_shards(small_source, tmp_path / "found", classes="HGG,LGG")
+    write_shards(small_source, tmp_path / "declared", classes="LGG,HGG")
+    declared = open_shards(tmp_path / "declared")
+    assert declared.classes_declared
+    plan = BalancedPlan.for_shards(declared, global_batch_size=4, balance=listed)
+    # 3 LGG of weight 3 against 9 HGG of weight 1.
+    assert plan.shares == {"LGG": 0.5, "HGG": 0.5}
+    named = {"name": "manual_weights", "weights": {"HGG": 1.0, "LGG": 3.0}}
+    assert (
+        plan.digest == BalancedPlan.for_shards(declared, global_batch_size=4, balance=named).digest
+    )
+    with pytest.raises(ConfigError, match="3 entries for 2 classes"):
+        BalancedPlan.for_shards(
+            declared, global_batch_size=4, balance={**listed, "weights": [1, 2, 3]}
+        )
