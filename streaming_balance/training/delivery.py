@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -10,7 +11,9 @@ import numpy as np
 import torch
 
 from streaming_balance.errors import ConfigError
+from streaming_balance.plan.options import whole_number
 from streaming_balance.storage.reader import Verify
+from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.batches import Batch
 from streaming_balance.training.environment import default_num_threads
 from streaming_balance.training.transforms import Transform
@@ -57,11 +60,6 @@ def delivery(
     Raises:
         ConfigError: names the setting and the value.
     """
-    threads = default_num_threads() if num_threads is None else num_threads
-    budget = DEFAULT_PREFETCH_BYTES if prefetch_bytes is None else prefetch_bytes
-    for setting, value, least in (("num_threads", threads, 1), ("prefetch_bytes", budget, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"{setting} is {value!r}; it must be an integer >= {least}, or None.")
     if verify not in get_args(Verify):
         raise ConfigError(f"verify is {verify!r}; it must be one of {', '.join(get_args(Verify))}.")
     numpy_dtype(dtype)
@@ -71,30 +69,67 @@ def delivery(
         transform=transform,
         batch_transform=batch_transform,
         device=_checked_device(device),
-        num_threads=threads,
-        prefetch_bytes=budget,
+        num_threads=_checked_count("num_threads", num_threads, default_num_threads(), least=1),
+        prefetch_bytes=_checked_count(
+            "prefetch_bytes", prefetch_bytes, DEFAULT_PREFETCH_BYTES, least=0
+        ),
         verify=verify,
     )
 
 
-def _checked_size(size: tuple[int, ...] | None) -> tuple[int, ...] | None:
+def check_shards(shards: object) -> None:
+    """Refuse anything but an open data set, a path to one above all.
+
+    Raises:
+        ConfigError: says how to open it.
+    """
+    if isinstance(shards, ShardSet):
+        return
+    if isinstance(shards, str | os.PathLike):
+        place = os.fspath(shards)
+        raise ConfigError(f"shards is the path {place!r}; open it first: open_shards({place!r}).")
+    raise ConfigError(
+        f"shards is {type(shards).__name__}; it must be what open_shards('cohort/') gives."
+    )
+
+
+def _checked_count(setting: str, value: object, default: int, *, least: int) -> int:
+    """Give a whole number of any library as a plain one."""
+    count = default if value is None else whole_number(value)
+    if count is None or count < least:
+        raise ConfigError(f"{setting} is {value!r}; it must be an integer >= {least}, or None.")
+    return count
+
+
+def _checked_size(size: object) -> tuple[int, ...] | None:
     """Give the wanted space as a tuple of lengths."""
     if size is None:
         return None
-    if not isinstance(size, Sequence) or not all(isinstance(n, int) and n > 0 for n in size):
+    given = [whole_number(n) for n in size] if isinstance(size, Sequence) else []
+    lengths = tuple(n for n in given if n is not None and n > 0)
+    if not lengths or len(lengths) != len(given):
         raise ConfigError(f"size is {size!r}; it must be lengths such as (128, 128, 128), or None.")
-    return tuple(size)
+    return lengths
 
 
 def _checked_device(device: str | torch.device | None) -> torch.device | None:
-    """Give the device, which torch must know by this name."""
+    """Give the device, which torch must know by this name and this machine must have."""
     try:
-        return None if device is None else torch.device(device)
+        known = None if device is None else torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ConfigError(
             f"device is {device!r}, which torch does not know. Use 'cuda', 'cuda:1' or 'cpu', or "
             f"None to leave batches in memory."
         ) from error
+    # Counted by the driver's own list where there is one: a child forked later can still use CUDA.
+    there = torch.cuda.device_count() if known is not None and known.type == "cuda" else None
+    if known is not None and there is not None and (known.index or 0) >= there:
+        raise ConfigError(
+            f"device is {str(device)!r}, but torch sees {there} CUDA devices here. Use device=None "
+            f"or 'cpu'; or look at nvidia-smi, CUDA_VISIBLE_DEVICES and whether this torch was "
+            f"built for CUDA ({torch.version.cuda or 'it was not'})."
+        )
+    return known
 
 
 def numpy_dtype(dtype: torch.dtype | None) -> np.dtype[Any] | None:

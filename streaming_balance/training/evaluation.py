@@ -15,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from streaming_balance.errors import ConfigError, ResumeError
+from streaming_balance.plan.options import whole_number
 from streaming_balance.storage.reader import Verify
 from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.batches import Batch, BatchRequest
-from streaming_balance.training.delivery import Delivery, delivery
+from streaming_balance.training.delivery import Delivery, check_shards, delivery
 from streaming_balance.training.environment import find_ranks
 from streaming_balance.training.iteration import PlannedLoader
 from streaming_balance.training.state import LoaderState, Position
@@ -220,13 +221,15 @@ def eval_loader(
     Raises:
         ConfigError: a setting is wrong.
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+    check_shards(shards)
+    size_of_batch = whole_number(batch_size)
+    if size_of_batch is None or size_of_batch < 1:
         raise ConfigError(f"batch_size is {batch_size!r}; it must be an integer of at least 1.")
     found_rank, found_num_ranks = find_ranks(rank, num_ranks)
-    text = json.dumps([shards.digest, split, batch_size, found_rank, found_num_ranks])
+    text = json.dumps([shards.digest, split, size_of_batch, found_rank, found_num_ranks])
     plan = PackedOrder(
         order=shards.packed_order(split),
-        batch_size=batch_size,
+        batch_size=size_of_batch,
         rank=found_rank,
         num_ranks=found_num_ranks,
         digest=hashlib.blake2b(text.encode(), digest_size=16).hexdigest(),

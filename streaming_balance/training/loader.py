@@ -19,7 +19,7 @@ from streaming_balance.plan.strategy import Strategy
 from streaming_balance.storage.reader import Verify
 from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.batches import Batch, BatchRequest
-from streaming_balance.training.delivery import Delivery, delivery
+from streaming_balance.training.delivery import Delivery, check_shards, delivery
 from streaming_balance.training.environment import find_ranks
 from streaming_balance.training.iteration import PlannedLoader
 from streaming_balance.training.state import LoaderState, Position, delivered
@@ -219,7 +219,9 @@ def train_loader(
         split: name of a training split.
         rank: data-parallel rank; None looks at torch.distributed, then at `RANK`.
         num_ranks: number of data-parallel ranks; None looks at torch.distributed and `WORLD_SIZE`.
-        dtype: dtype of the images; None keeps the stored one. Masks always keep theirs.
+        dtype: dtype of the images; None keeps the stored one, and where samples are stored in
+            several, each batch takes the common dtype of its own samples: batches then differ in
+            dtype. Masks always keep theirs. With float16 a finite voxel beyond it is refused.
         size: (D, H, W) or (H, W), centre cropped or zero padded; None keeps each sample's shape,
             and a batch of unequal shapes is then a list of tensors.
         transform: `transform(sample)` or `transform(sample, rng)` on the reader threads; `rng` is a
@@ -243,6 +245,7 @@ def train_loader(
         ConfigError: a setting is wrong, or balancing is asked for on a split that is not for
             training.
     """
+    check_shards(shards)
     _refuse_reserved(mixing=mixing, workers=workers, on_error=on_error)
     strategy, configured_seed = resolve_balance(balance)
     if seed is None:
