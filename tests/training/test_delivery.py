@@ -22,14 +22,14 @@ needs_no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machi
 
 def train(shards: Any, **options: Any) -> Any:
     """Build the training loader."""
-    options = {"global_batch_size": 4} | options
-    return train_loader(shards, **options)
+    chosen: dict[str, Any] = {"global_batch_size": 4} | options
+    return train_loader(shards, **chosen)
 
 
 def evaluate(shards: Any, **options: Any) -> Any:
     """Build the evaluation loader."""
-    options = {"split": "val", "batch_size": 4} | options
-    return eval_loader(shards, **options)
+    chosen: dict[str, Any] = {"split": "val", "batch_size": 4} | options
+    return eval_loader(shards, **chosen)
 
 
 LOADERS = pytest.mark.parametrize("build", [train, evaluate])
