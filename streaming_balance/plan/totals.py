@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import combinations
 
 from streaming_balance.errors import ConfigError
 from streaming_balance.plan.quotas import apportion
@@ -19,9 +20,16 @@ from streaming_balance.plan.quotas import apportion
 # Shares that do not repeat within so many epochs are rounded to this denominator first: an error
 # of one draw in a million epochs, and every intermediate product stays small.
 ROUNDED_DENOMINATOR = 1 << 32
-# Shares that never repeat are scheduled one epoch after the other: seconds at this many epochs.
-MAX_WALKED_EPOCHS = 1 << 20
 CHECKPOINT_EPOCHS = 64
+# Scheduled one after the other from a checkpoint; farther epochs are deduced.
+WALKED_CHECKPOINTS = 16
+# Where nothing can be deduced every epoch before is scheduled: many seconds at this many.
+MAX_WALKED_EPOCHS = 1 << 20
+# So many epochs before the one asked for, deduction begins; hardly any shares need the second.
+LOOKBACKS = (512, 8192)
+# Deduction gives up beyond these: about 0.3 s each.
+MAX_POSSIBILITIES = 1 << 14
+MAX_ADVANCES = 1 << 16
 
 
 class EpochTotals:
@@ -68,7 +76,7 @@ class EpochTotals:
         else:
             self._rates = tuple(int(part * self._denominator) for part in fractions)
         self._tie_order = tuple(tie_order)
-        self._checkpoints: list[tuple[int, ...]] = [tuple(0 for _ in ideal)]
+        self._checkpoints: dict[int, tuple[int, ...]] = {0: tuple(0 for _ in ideal)}
 
     @property
     def is_constant(self) -> bool:
@@ -89,7 +97,7 @@ class EpochTotals:
         """Give the `(K,)` draws per class in all epochs before `epoch`.
 
         Raises:
-            ConfigError: shares that never repeat, at an epoch beyond 2**20.
+            ConfigError: an epoch beyond 2**20 for which nothing can be deduced; see `_deduced`.
         """
         extra = self._extra(epoch)
         return tuple(whole * epoch + more for whole, more in zip(self._whole, extra, strict=True))
@@ -100,24 +108,82 @@ class EpochTotals:
             return self._checkpoints[0]
         # After a full period every class has had exactly its share and the schedule repeats.
         periods, walked = divmod(epoch, self._denominator)
-        if walked > MAX_WALKED_EPOCHS:
-            raise ConfigError(
-                f"epoch {epoch} is too far: with these shares the totals do not repeat, and at "
-                f"most {MAX_WALKED_EPOCHS} epochs are supported. Use target shares with small "
-                f"denominators, such as 0.25."
-            )
         taken = self._walk(walked)
         return tuple(periods * rate + count for rate, count in zip(self._rates, taken, strict=True))
 
     def _walk(self, epoch: int) -> tuple[int, ...]:
-        """Schedule epoch after epoch from the nearest checkpoint."""
-        checkpoints = self._checkpoints
-        while len(checkpoints) <= epoch // CHECKPOINT_EPOCHS:
-            start = (len(checkpoints) - 1) * CHECKPOINT_EPOCHS
-            checkpoints = [*checkpoints, self._advance(checkpoints[-1], start, CHECKPOINT_EPOCHS)]
-        self._checkpoints = checkpoints
+        """Schedule epoch after epoch from the checkpoint before."""
         number, rest = divmod(epoch, CHECKPOINT_EPOCHS)
-        return self._advance(checkpoints[number], number * CHECKPOINT_EPOCHS, rest)
+        return self._advance(self._checkpoint(number), number * CHECKPOINT_EPOCHS, rest)
+
+    def _checkpoint(self, number: int) -> tuple[int, ...]:
+        """Give the seats taken at a checkpoint: known, walked to from near by, or deduced."""
+        known = self._checkpoints
+        if number in known:
+            return known[number]
+        nearest = max(place for place in list(known) if place <= number)
+        if number - nearest > WALKED_CHECKPOINTS:
+            epoch = number * CHECKPOINT_EPOCHS
+            deduced = self._deduced(epoch)
+            if deduced is not None:
+                nearest = number
+                known[number] = deduced
+            elif epoch > MAX_WALKED_EPOCHS:
+                raise ConfigError(
+                    f"epoch {epoch} is too far: with these shares the totals do not repeat, and "
+                    f"at most {MAX_WALKED_EPOCHS} epochs are supported. Use target shares with "
+                    f"small denominators, such as 0.25."
+                )
+        taken = known[nearest]
+        for place in range(nearest, number):
+            taken = self._advance(taken, place * CHECKPOINT_EPOCHS, CHECKPOINT_EPOCHS)
+            known[place + 1] = taken
+        return taken
+
+    def _deduced(self, epoch: int) -> tuple[int, ...] | None:
+        """Find the seats taken before `epoch` without scheduling all epochs before it.
+
+        Some epochs earlier every class stood at the floor or the ceiling of its ideal. All ways to
+        do so are scheduled from there; what leaves that band was no schedule's state, and what is
+        left soon runs into one and the same state, which is then the one walking would find.
+
+        Returns:
+            `(K,)` seats; None where there are too many ways, or several are left.
+        """
+        for lookback in LOOKBACKS:
+            start, advances = epoch - lookback, 0
+            states = self._possible(start) if start > 0 else set()
+            for passed in range(start, epoch):
+                if len(states) < 2 or advances > MAX_ADVANCES:
+                    break
+                advances += len(states)
+                following = {self._advance(state, passed, 1) for state in states}
+                states = {state for state in following if self._is_within_one(state, passed + 1)}
+                start = passed + 1
+            if len(states) == 1:
+                return self._advance(states.pop(), start, epoch - start)
+        return None
+
+    def _possible(self, epoch: int) -> set[tuple[int, ...]]:
+        """List every way in which the classes can stand before `epoch`; none if too many."""
+        unit = self._denominator
+        least = [rate * epoch // unit for rate in self._rates]
+        between = [number for number, rate in enumerate(self._rates) if rate * epoch % unit]
+        above = self._seats * epoch - sum(least)
+        if math.comb(len(between), above) > MAX_POSSIBILITIES:
+            return set()
+        return {
+            tuple(count + (number in chosen) for number, count in enumerate(least))
+            for chosen in combinations(between, above)
+        }
+
+    def _is_within_one(self, taken: tuple[int, ...], epoch: int) -> bool:
+        """Say whether seats taken before `epoch` are those of a schedule that keeps its promise."""
+        unit = self._denominator
+        return sum(taken) == self._seats * epoch and all(
+            abs(count * unit - rate * epoch) < unit
+            for count, rate in zip(taken, self._rates, strict=True)
+        )
 
     def _advance(self, taken: tuple[int, ...], start: int, epochs: int) -> tuple[int, ...]:
         """Hand out the seats of `epochs` epochs from `start` on."""

@@ -26,9 +26,9 @@ def ideals(draw: st.DrawFn) -> list[Fraction]:
 
 
 @st.composite
-def awkward_ideals(draw: st.DrawFn) -> list[Fraction]:
+def awkward_ideals(draw: st.DrawFn, *, most: int = 20, least: float = 1e-9) -> list[Fraction]:
     """Shares as floats give them: denominators beyond any that could repeat."""
-    weights = draw(st.lists(st.floats(1e-9, 1), min_size=2, max_size=20))
+    weights = draw(st.lists(st.floats(least, 1), min_size=2, max_size=most))
     exact = [Fraction(weight) for weight in weights]
     draws = draw(st.integers(1, 3000))
     return [share * draws / sum(exact) for share in exact]
@@ -118,10 +118,61 @@ def test_jumping_to_epoch_10_000_gives_what_walking_there_gives() -> None:
     assert straight.of(999) == walked.of(999)
 
 
-def test_shares_that_never_repeat_end_at_a_million_epochs_with_a_way_out() -> None:
-    totals = EpochTotals([Fraction(1, 2**33), 1 - Fraction(1, 2**33)], tie_order=[0, 1])
-    with pytest.raises(ConfigError, match=r"epoch 1048577 is too far.*such as 0\.25"):
-        totals.before(LAST_WALKED + 1)
+@given(ideal=awkward_ideals(most=10), epoch=st.integers(2000, 6000))
+@settings(max_examples=25, deadline=None)
+def test_an_epoch_asked_at_once_is_the_epoch_that_walking_finds(
+    ideal: list[Fraction], epoch: int
+) -> None:
+    tie_order = list(range(len(ideal)))
+    walked = EpochTotals(ideal, tie_order=tie_order)
+    for earlier in range(0, epoch, 64):
+        walked.before(earlier)
+    straight = EpochTotals(ideal, tie_order=tie_order)
+    assert straight.before(epoch) == walked.before(epoch)
+    assert straight.of(epoch) == walked.of(epoch)
+
+
+@given(ideal=awkward_ideals(most=10, least=0.05), epoch=st.integers(2**21, 2**60))
+@settings(max_examples=25, deadline=None)
+def test_shares_that_never_repeat_are_within_one_at_any_epoch(
+    ideal: list[Fraction], epoch: int
+) -> None:
+    totals = EpochTotals(ideal, tie_order=list(range(len(ideal))))
+    for place in (epoch, epoch + 1):
+        slack = 1 + Fraction(place, 2**32)
+        for count, exact in zip(totals.before(place), ideal, strict=True):
+            assert abs(count - exact * place) < slack
+    assert sum(totals.of(epoch)) == sum(ideal)
+
+
+def test_a_far_epoch_of_shares_that_never_repeat_schedules_a_thousand_epochs_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scheduled = 0
+    real = EpochTotals._advance
+
+    def counting(
+        self: EpochTotals, taken: tuple[int, ...], start: int, epochs: int
+    ) -> tuple[int, ...]:
+        nonlocal scheduled
+        scheduled += epochs
+        return real(self, taken, start, epochs)
+
+    monkeypatch.setattr(EpochTotals, "_advance", counting)
+    ideal = [Fraction(value) for value in (142.4142135, 100.7182818)]
+    ideal.append(Fraction(300) - sum(ideal))
+    for epoch in (600_000, 10**8, 10**9):
+        scheduled = 0
+        totals = EpochTotals(ideal, tie_order=[0, 1, 2])
+        assert totals.before(epoch)[0] == pytest.approx(142.4142135 * epoch, abs=1.5)
+        assert scheduled < 1000
+
+
+def test_shares_of_which_nothing_can_be_deduced_end_at_a_million_epochs_with_a_way_out() -> None:
+    # Whether the rare class had its one draw in four billion epochs, no short look back can tell.
+    totals = EpochTotals([Fraction(1, 2**32), 1 - Fraction(1, 2**32)], tie_order=[0, 1])
+    with pytest.raises(ConfigError, match=r"epoch 1048640 is too far.*such as 0\.25"):
+        totals.before(LAST_WALKED + 64)
 
 
 def test_threads_asking_in_any_order_get_the_same_totals() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streaming_balance.errors import BalanceError
+from streaming_balance.errors import BalanceError, ConfigError
 from streaming_balance.report.audit import audit_run
 from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.loader import BalancedLoader, train_loader
@@ -225,6 +225,15 @@ def test_setting_the_current_epoch_keeps_the_position(loader: BalancedLoader, st
     loader.set_epoch(loader.epoch)
     assert stands(loader) == here
     assert loader.state_dict()["skipped"] == []
+
+
+def test_an_epoch_beyond_what_the_shares_allow_is_refused_at_once(small: ShardSet) -> None:
+    shares = {"HGG": 1, "LGG": 2**-33}
+    balance = {"name": "target", "shares": shares}
+    with train_loader(small, global_batch_size=4, balance=balance) as loader:
+        with pytest.raises(ConfigError, match="is too far"):
+            loader.set_epoch(2**20 + 70)
+        assert loader.epoch == 0
 
 
 def test_the_usual_loop_with_set_epoch_skips_nothing(loader: BalancedLoader) -> None:
