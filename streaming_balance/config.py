@@ -5,8 +5,10 @@ Only two places of a file are read, `data.balancing` and `compute.seed`; the res
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 
 from streaming_balance.errors import ConfigError
@@ -20,6 +22,10 @@ from streaming_balance.plan.section import (
 from streaming_balance.plan.strategy import Strategy
 from streaming_balance.safe_yaml import read_yaml_file
 
+logger = logging.getLogger(__name__)
+
+# From this likeness on a key may be meant for another: the bound of `did_you_mean`.
+LIKENESS = 0.6
 # Each of these, beside or inside `data`, means samples that must be judged as they come.
 VALIDATION_NAMES = frozenset({"val", "valid", "validation", "eval", "evaluation", "test"})
 
@@ -34,6 +40,8 @@ class Config:
     """`compute.seed`, in [0, 2**64 - 1]; None when the file has none."""
     balancing: Balancing | None
     """`data.balancing`; None when the file has no such section."""
+    lookalike: str | None = None
+    """Another key that may be meant for `data.balancing`, such as `balancing` at top level."""
 
 
 def load_config(path: str | Path) -> Config:
@@ -94,6 +102,7 @@ def resolve_balance(balance: object) -> tuple[Strategy, int | None]:
     if isinstance(balance, Path) or _names_a_file(balance):
         balance = load_config(str(balance))
     if isinstance(balance, Config):
+        _warn_of_no_balance(balance)
         return (balance.balancing or Balancing()).to_strategy(), balance.seed
     if balance is None or isinstance(balance, str | Mapping | Strategy):
         return parse_balance(balance), None
@@ -114,7 +123,44 @@ def _read_config(document: Mapping[object, object], place: Path) -> Config:
         path=place,
         seed=None if seed is None else check_seed(seed, setting="compute.seed"),
         balancing=None if section is None else parse_balancing(section),
+        lookalike=_lookalike(document),
     )
+
+
+def _lookalike(document: Mapping[object, object]) -> str | None:
+    """Find the key, at top level or one below, that may be a misplaced `data.balancing`."""
+    likeness = {}
+    for name, content in document.items():
+        likeness[str(name)] = _likeness(name)
+        for key in content if isinstance(content, dict) else ():
+            # Another key of `data`, or a `balancing` under another section.
+            if (name == "data") != (key == "balancing"):
+                likeness[f"{name}.{key}"] = _likeness(key)
+    found = max(likeness, key=likeness.__getitem__, default=None)
+    return found if found is not None and likeness[found] >= LIKENESS else None
+
+
+def _likeness(key: object) -> float:
+    """Say how much a key looks like `balancing`, from 0 to 1."""
+    return SequenceMatcher(None, str(key).lower(), "balancing").ratio()
+
+
+def _warn_of_no_balance(config: Config) -> None:
+    """Say that a file somebody gave in order to balance asks for nothing."""
+    if config.balancing is not None and config.balancing.is_idle:
+        logger.warning(
+            "%s enables nothing in data.balancing: samples come in their natural order. Enable a "
+            "section there, or leave the file out.",
+            config.path,
+        )
+    elif config.balancing is None:
+        found = config.lookalike
+        hint = f" It has {found}: put its options under data.balancing." if found else ""
+        logger.warning(
+            "%s has no data.balancing.%s Samples come in their natural order.",
+            config.path,
+            hint,
+        )
 
 
 def _refuse_balanced_validation(section: object, *, prefix: str) -> None:

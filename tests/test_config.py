@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming_balance.plan.section import parse_balancing
 from streaming_balance.config import load_config, resolve_balance
 from streaming_balance.errors import ConfigError
+from streaming_balance.plan.section import parse_balancing
 from streaming_balance.plan.strategies import (
     ClassBalanced,
     Downsample,
@@ -70,6 +70,53 @@ def test_a_file_without_the_section_balances_nothing(tmp_path: Path, text: str) 
     assert config.balancing is None
     assert config.seed is None
     assert resolve_balance(str(config.path)) == (InstanceBalanced(), None)
+
+
+ENABLED = "{upsampling: {enabled: true}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"balancing: {ENABLED}", "has no data.balancing. It has balancing: "),
+        (f"balance: {ENABLED}\ndata: {{root: x}}", "It has balance: "),
+        (f"data: {{balance: {ENABLED}}}", "It has data.balance: "),
+        (f"data: {{blancing: {ENABLED}}}", "It has data.blancing: "),
+        (f"dat: {{balancing: {ENABLED}}}", "It has dat.balancing: "),
+        ("model: {name: unet}", "has no data.balancing."),
+        ("", "has no data.balancing."),
+        ("data: {balancing: {}}", "enables nothing in data.balancing"),
+        ("data: {balancing: {upsampling: {target_ratio: 0.5}}}", "enables nothing"),
+    ],
+)
+@pytest.mark.parametrize("is_loaded", [False, True])
+def test_a_file_that_balances_nothing_is_warned_about_with_the_key_it_may_mean(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str, said: str, is_loaded: bool
+) -> None:
+    path = write(tmp_path, text)
+    with caplog.at_level(logging.WARNING):
+        assert resolve_balance(load_config(path) if is_loaded else path)[0] == InstanceBalanced()
+    (record,) = caplog.records
+    assert str(path) in record.getMessage()
+    assert said in record.getMessage()
+    assert ("It has" in record.getMessage()) is ("It has" in said)
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        ENABLED,
+        "{class_weights: {enabled: true}}",
+        "{strategy: natural}",
+        "{weighted_sampler: {enabled: true}}",
+    ],
+)
+def test_a_file_that_asks_for_something_is_not_warned_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, section: str
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        resolve_balance(write(tmp_path, f"balance: 1\ndata: {{balancing: {section}}}"))
+    assert caplog.records == []
 
 
 def test_the_rest_of_a_users_file_is_left_alone(tmp_path: Path) -> None:

@@ -123,6 +123,11 @@ class Balancing:
             except ConfigError as error:
                 raise ConfigError(f"strategy: {error}") from error
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is enabled: samples come as they are, and the loss has no weights."""
+        return not self.class_weights.enabled and not dict(self._samplings())
+
     def to_strategy(self) -> Strategy:
         """Give the strategy these settings ask for; nothing enabled means natural order.
 
