@@ -168,7 +168,7 @@ def test_a_far_epoch_of_shares_that_never_repeat_schedules_a_thousand_epochs_at_
         assert scheduled < 1000
 
 
-def test_shares_of_which_nothing_can_be_deduced_end_at_a_million_epochs_with_a_way_out() -> None:
+def test_shares_that_never_repeat_end_at_a_million_epochs_with_a_way_out() -> None:
     # Whether the rare class had its one draw in four billion epochs, no short look back can tell.
     totals = EpochTotals([Fraction(1, 2**32), 1 - Fraction(1, 2**32)], tie_order=[0, 1])
     with pytest.raises(ConfigError, match=r"epoch 1048640 is too far.*such as 0\.25"):
