@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,6 +98,20 @@ def is_system_file(path: Path) -> bool:
         (True, False)
     """
     return path.name.startswith(".") or path.name in {"__MACOSX", "Thumbs.db", "desktop.ini"}
+
+
+def reported_path(path: Path, root: Path) -> str:
+    """Write a file's path for a report: the same wherever the source lies.
+
+    Examples:
+        >>> reported_path(Path("raw/HGG/P1.nii"), Path("raw"))
+        'HGG/P1.nii'
+        >>> reported_path(Path("elsewhere/P1.nii"), Path("raw"))
+        'P1.nii'
+    """
+    relative = Path(os.path.relpath(path, root))
+    # The way to a file outside the source names folders of the machine.
+    return path.name if relative.parts[:1] == ("..",) else relative.as_posix()
 
 
 def without_folder(reason: str, paths: tuple[Path, ...]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from streaming_balance.errors import ShardError
 from streaming_balance.ingest.arrays import read_array_file
-from streaming_balance.ingest.cases import Case, without_folder
+from streaming_balance.ingest.cases import Case, reported_path, without_folder
 from streaming_balance.ingest.geometry import (
     affine_after_crop_or_pad,
     affine_after_resample,
@@ -242,6 +241,6 @@ def _rejected(task: Task, error: ShardError) -> Rejected:
     at_fault = next((path for path in files if reason.startswith(f"{path}: ")), files[0])
     return Rejected(
         patient=case.patient,
-        path=Path(os.path.relpath(at_fault, task.root)).as_posix(),
+        path=reported_path(at_fault, task.root),
         reason=without_folder(reason, files),
     )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from streaming_balance.errors import ConfigError, ShardError
-from streaming_balance.ingest.cases import Case, Cohort, stamps_of, without_folder
+from streaming_balance.ingest.cases import Case, Cohort, reported_path, stamps_of, without_folder
 from streaming_balance.ingest.tables import Row, Table, read_table
 from streaming_balance.storage.manifest import Rejected
 
@@ -110,7 +109,6 @@ def _rejected(table: Table, row: Row, modalities: dict[str, str], error: ShardEr
     path = (at_fault or files or [table.path.name])[0]
     return Rejected(
         patient=row.values["patient"],
-        # As it stands in the table, unless that would name the machine's folders.
-        path=os.path.relpath(folder / path, folder) if Path(path).is_absolute() else path,
+        path=reported_path(folder / path, folder),
         reason=f"{row.place}: {without_folder(reason, tuple(folder / name for name in files))}",
     )
