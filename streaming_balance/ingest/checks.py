@@ -99,6 +99,19 @@ def check_splits(cases: Sequence[Case]) -> bool:
     return not without
 
 
+def check_split_names(splits: Iterable[str]) -> None:
+    """Make sure that no two splits share a name but for letter case.
+
+    Raises:
+        ConfigError: two do; their shards would be one file on case-folding file systems.
+    """
+    for alike in _alike(splits):
+        raise ConfigError(
+            f"splits {' and '.join(map(repr, alike))} differ only in letter case; write one split "
+            "in one way."
+        )
+
+
 def order_classes(cases: Sequence[Case], declared: Sequence[str] | None) -> tuple[str, ...]:
     """Put the classes in order; the place of a class is its number for ever.
 

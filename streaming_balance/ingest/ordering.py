@@ -13,6 +13,7 @@ from streaming_balance.ingest.checks import (
     check_keys,
     check_labels,
     check_patients,
+    check_split_names,
     check_splits,
     order_classes,
 )
@@ -47,7 +48,7 @@ class PackOrder:
     split_rule: Mapping[str, str] | None
     """The fractions drawn with; None where the source gives the splits or there is only one."""
     warnings: tuple[str, ...]
-    """Splits in which a class is missing."""
+    """What the user should know about the splits, in sentences."""
 
 
 def order_cases(
@@ -84,7 +85,9 @@ def order_cases(
     class_order = order_classes(cases, classes)
     assigned, rule = _assigned_splits(cases, split, seed)
     present = tuple(rule) if rule else order_splits(assigned)
+    check_split_names(present)
     splits = tuple(name for name in present if name in set(assigned))
+    for_training = _train_splits(train_splits, splits)
     place = {name: number for number, name in enumerate(splits)}
     ordered = sorted(
         zip(cases, assigned, strict=True),
@@ -95,9 +98,12 @@ def order_cases(
         classes=class_order,
         classes_declared=classes is not None,
         splits=splits,
-        train_splits=_train_splits(train_splits, splits),
+        train_splits=for_training,
         split_rule=rule,
-        warnings=_missing_classes(ordered, class_order, present),
+        warnings=(
+            *_missing_classes(ordered, class_order, present, is_drawn=rule is not None),
+            *_split_notes(splits, for_training, is_given=check_splits(cases) or rule is not None),
+        ),
     )
 
 
@@ -168,14 +174,37 @@ def _train_splits(given: Sequence[str] | None, splits: Sequence[str]) -> tuple[s
 
 
 def _missing_classes(
-    ordered: Sequence[tuple[Case, str]], classes: Sequence[str], splits: Sequence[str]
+    ordered: Sequence[tuple[Case, str]],
+    classes: Sequence[str],
+    splits: Sequence[str],
+    *,
+    is_drawn: bool,
 ) -> tuple[str, ...]:
     """Say which splits have no sample of a class that others have."""
     there = {(split, case.label) for case, split in ordered}
     held = {case.label for case, _ in ordered}
+    why = ": too few patients to divide" if is_drawn else ""
     return tuple(
-        f"split {split!r} has no sample of class {label!r}: too few patients to divide."
+        f"split {split!r} has no sample of class {label!r}{why}."
         for split in splits
         for label in classes
         if label in held and (split, label) not in there
     )
+
+
+def _split_notes(
+    splits: Sequence[str], for_training: Sequence[str], *, is_given: bool
+) -> tuple[str, ...]:
+    """Say what may be a surprise about the splits as a whole."""
+    notes = []
+    if not for_training:
+        notes.append(
+            f"no split is for training ({', '.join(splits)}): none may be balanced. Name one "
+            "train..., or say which with --train-splits (train_splits=)."
+        )
+    if not is_given:
+        notes.append(
+            f"no split was asked for: all samples are in {TRAIN_SPLIT!r}. Add --split "
+            "train=0.7,val=0.15,test=0.15 (split=) or a column 'split' to keep some for validation."
+        )
+    return tuple(notes)

@@ -219,7 +219,7 @@ def test_equal_voxels_in_two_splits_fail_whatever_the_file_is(tmp_path: Path) ->
 
 
 def test_equal_voxels_in_one_split_are_packed_with_a_warning(tmp_path: Path) -> None:
-    rows = rows_of(tmp_path, "P1", "P2")
+    rows = rows_of(tmp_path, "P1", "P2", split=["train", "train"])
     rows[1]["image"] = "0.nii"
     report = write_shards(table(tmp_path / "m.csv", rows), tmp_path / "out")
     assert report.packed == 2

@@ -568,3 +568,84 @@ def test_a_declared_class_order_is_kept_and_makes_a_list_of_weights_unmistakable
         BalancedPlan.for_shards(
             declared, global_batch_size=4, balance={**listed, "weights": [1, 2, 3]}
         )
+
+
+def test_a_rejected_file_outside_the_source_is_named_without_the_way_to_it(
+    tmp_path: Path, make_volume: Make, make_table: Make
+) -> None:
+    manifests = []
+    for place in ("a", "deep/below/b"):
+        # The same table at two places, naming the same two unusable files and a sound one.
+        outside = [tmp_path / name for name in ("cut.nii", "gone.nii")]
+        make_volume(tmp_path / "cut.nii")
+        (tmp_path / "cut.nii").write_bytes((tmp_path / "cut.nii").read_bytes()[:-1])
+        folder = tmp_path / place
+        make_volume(folder / "in/sound.nii", affine=np.eye(4))
+        (folder / "in/sound.nii").write_bytes(make_volume(tmp_path / "sound.nii").read_bytes())
+        images = [os.path.relpath(path, folder) for path in outside]
+        rows = [
+            {"patient": f"P{n}", "label": "1", "image": image}
+            for n, image in enumerate(["in/sound.nii", *images, str(outside[1]), "in/gone.nii"])
+        ]
+        table = make_table(folder / "m.csv", rows)
+        manifests.append(write_shards(table, folder / "out").manifest)
+    assert [(entry.patient, entry.path) for entry in manifests[0].rejected] == [
+        ("P2", "gone.nii"),
+        ("P3", "gone.nii"),
+        ("P4", "in/gone.nii"),
+        ("P1", "cut.nii"),
+    ]
+    assert manifests[0] == manifests[1]
+
+
+def given_splits(folder: Path, make_volume: Make, make_table: Make, splits: list[str]) -> Path:
+    """Write a table of patients with labels 0 and 1 in turn, in the splits named."""
+    for n in range(len(splits)):
+        make_volume(folder / f"{n}.nii")
+    return make_table(
+        folder / "m.csv",
+        [
+            {"patient": f"P{n}", "label": str(n % 2), "image": f"{n}.nii", "split": split}
+            for n, split in enumerate(splits)
+        ],
+    )
+
+
+def test_splits_that_differ_only_in_case_are_refused(
+    tmp_path: Path, small_source: Path, make_volume: Make, make_table: Make
+) -> None:
+    table = given_splits(tmp_path, make_volume, make_table, ["train", "Train", "val"])
+    with pytest.raises(ConfigError, match="splits 'train' and 'Train' differ only in letter case"):
+        write_shards(table, tmp_path / "out")
+    with pytest.raises(ConfigError, match="splits 'train' and 'TRAIN' differ only in letter case"):
+        write_shards(small_source, tmp_path / "out", split="train=0.5,TRAIN=0.5")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_data_set_without_a_training_split_is_warned_about(
+    tmp_path: Path, make_volume: Make, make_table: Make
+) -> None:
+    table = given_splits(tmp_path, make_volume, make_table, ["fold0", "fold0", "fold1", "fold1"])
+    (warning,) = write_shards(table, tmp_path / "out").warnings
+    assert "no split is for training (fold0, fold1)" in warning
+    assert "--train-splits" in warning
+    assert write_shards(table, tmp_path / "out2", train_splits=["fold0"]).warnings == ()
+
+
+def test_a_class_missing_from_a_given_split_is_not_blamed_on_dividing(
+    tmp_path: Path, make_volume: Make, make_table: Make
+) -> None:
+    table = given_splits(tmp_path, make_volume, make_table, ["train", "train", "val"])
+    (warning,) = write_shards(table, tmp_path / "out").warnings
+    assert warning == "split 'val' has no sample of class '1'."
+
+
+def test_a_pack_without_any_split_says_so_and_how_to_ask_for_one(
+    tmp_path: Path, small_source: Path, make_volume: Make, make_table: Make
+) -> None:
+    (warning,) = write_shards(small_source, tmp_path / "out").warnings
+    assert "all samples are in 'train'" in warning
+    assert "--split train=0.7,val=0.15,test=0.15" in warning
+    table = given_splits(tmp_path, make_volume, make_table, ["train", "train"])
+    assert write_shards(table, tmp_path / "given").warnings == ()
+    assert write_shards(small_source, tmp_path / "asked", split="train=1").warnings == ()
