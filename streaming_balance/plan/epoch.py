@@ -6,8 +6,9 @@ import hashlib
 import json
 import operator
 from collections.abc import Iterable, Mapping
+from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -55,8 +56,10 @@ class BalancedPlan:
 
     __slots__ = (
         "_draws",
+        "_origin",
         "_settings",
         "_shape",
+        "_table",
         "_target",
         "classes",
         "digest",
@@ -100,6 +103,7 @@ class BalancedPlan:
         global_batch_size: int,
         settings: Mapping[str, Any],
     ) -> None:
+        self._table = table
         self.strategy, self.seed = strategy, check_seed(seed)
         self.global_batch_size = _check_batch_size(global_batch_size)
         self.classes, self.num_samples = list(table.classes), table.num_samples
@@ -120,12 +124,13 @@ class BalancedPlan:
             dict(zip(table.sizes, self._target.shares, strict=True)),
             global_batch_size=self.global_batch_size,
         )
+        self._origin = dict(settings)
         self._settings = {
             "version": PLAN_VERSION,
             "balance": strategy.settings(),
             "seed": self.seed,
             "global_batch_size": self.global_batch_size,
-            **settings,
+            **self._origin,
         }
         text = json.dumps([self._settings, table.digest], sort_keys=True)
         self.digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
@@ -372,6 +377,25 @@ class BalancedPlan:
         if hasattr(self, "digest"):
             raise AttributeError(f"a plan is frozen: {name} cannot be set; build another plan.")
         object.__setattr__(self, name, value)
+
+    def __copy__(self) -> Self:
+        """Give the plan itself: it cannot change."""
+        return self
+
+    def __deepcopy__(self, memo: Mapping[int, object]) -> Self:
+        """Give the plan itself, all the way down."""
+        return self
+
+    def __reduce__(self) -> tuple[partial[BalancedPlan], tuple[ClassTable]]:
+        """Let another process build this plan again from what it was built from."""
+        build = partial(
+            BalancedPlan,
+            strategy=self.strategy,
+            seed=self.seed,
+            global_batch_size=self.global_batch_size,
+            settings=self._origin,
+        )
+        return build, (self._table,)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, BalancedPlan) and self.digest == other.digest
