@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,18 +18,11 @@ from numpy.typing import NDArray
 
 from streaming_balance.errors import ConfigError, did_you_mean
 from streaming_balance.storage.index import SampleTable
+from streaming_balance.storage.kinds import ArrayKind, ArrayKinds
 from streaming_balance.storage.layout import TABLE_BLOCK_ROWS
 
-# 4 million samples at 110 bytes each: the columns of no data set take more than half a gigabyte.
+# 4 million samples at 33 bytes each: the columns of no data set take more than 150 megabytes.
 _MAX_PAGES = 64
-# Finding a dtype by its name takes numpy longer than reading a small image takes the system.
-_DTYPES = {
-    name: np.dtype(name)
-    for name in (
-        *("bool", "int8", "int16", "int32", "int64"),
-        *("uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"),
-    )
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,14 +82,8 @@ class _Page:
     """Bytes stored."""
     checksum: NDArray[np.uint64]
     """xxh3-64 of the stored bytes."""
-    codec: NDArray[np.str_]
-    """`blosc` or `npy`."""
-    dtype: NDArray[np.str_]
-    """numpy name of the dtype."""
-    axes: NDArray[np.str_]
-    """Letters of the axes, as many as the shape has sides."""
-    shape: NDArray[np.int32]
-    """`(rows, 4)` sides, unused places 0."""
+    kind: NDArray[np.int32]
+    """Number of its `ArrayKind`, `ABSENT` where the sample has no such array."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +115,7 @@ class SplitMembers:
         self._split = split
         self._arrays = arrays
         self._start, self._stop = table.split_rows(split)
+        self._kinds = ArrayKinds()
         self._pages: dict[tuple[str, int], _Page] = {}
         self._loading = threading.Lock()
 
@@ -157,8 +146,7 @@ class SplitMembers:
         if not page.present[row]:
             key = self._table.keys(self._split, [sample])[0]
             raise ConfigError(f"sample '{key}' of split {self._split!r} has no {field}.")
-        axes = str(page.axes[row])
-        shape = tuple(page.shape[row, : len(axes)].tolist())
+        kind = self._kinds[page.kind[row]]
         return StoredArray(
             members=self,
             sample=sample,
@@ -167,11 +155,34 @@ class SplitMembers:
             offset=int(page.offset[row]),
             bytes=int(page.stored_bytes[row]),
             checksum=int(page.checksum[row]),
-            codec=str(page.codec[row]),
-            dtype=_DTYPES[str(page.dtype[row])],
-            shape=shape,
-            row_shape=shape if axes.startswith("C") else (1, *shape),
+            codec=kind.codec,
+            dtype=kind.dtype,
+            shape=kind.shape,
+            row_shape=kind.row_shape,
         )
+
+    def kind_numbers(self, samples: NDArray[np.int64], field: str) -> NDArray[np.int32]:
+        """Say of what kind the arrays of samples are, in numbers that `kind` explains.
+
+        Args:
+            samples: sample numbers.
+            field: `image` or `seg`.
+
+        Returns:
+            A number per sample, equal where arrays are stored alike; `ABSENT` where there is none.
+
+        Raises:
+            ConfigError: no such field.
+            IndexError: no such sample.
+        """
+        numbers = np.empty(len(samples), dtype=np.int32)
+        for here, page, rows in self._pages_of(samples, field):
+            numbers[here] = page.kind[rows]
+        return numbers
+
+    def kind(self, number: int) -> ArrayKind:
+        """Say what a number that `kind_numbers` gave stands for."""
+        return self._kinds[number]
 
     def neighbours(
         self,
@@ -213,16 +224,10 @@ class SplitMembers:
     def run(self, samples: NDArray[np.int64], field: str) -> Run:
         """Say where neighbours lie, as `neighbours` grouped them, and whether they are alike."""
         _, offset, stored = self._places(samples, field)
-        page = self._page(field, (self._start + int(samples[0])) // TABLE_BLOCK_ROWS)
-        rows = samples - page.first_sample
-        if rows.min() < 0 or rows.max() >= len(page.present):
-            return Run(offset=offset, stored_bytes=stored, alike=False)
-        one = rows[0]
-        alike = page.codec[one] == "npy" and all(
-            bool((column[rows] == column[one]).all())
-            for column in (page.stored_bytes, page.codec, page.dtype, page.axes, page.shape)
-        )
-        return Run(offset=offset, stored_bytes=stored, alike=alike)
+        kinds = self.kind_numbers(samples, field)
+        alike = bool((kinds == kinds[0]).all() and (stored == stored[0]).all())
+        raw = self._kinds[int(kinds[0])].codec == "npy"
+        return Run(offset=offset, stored_bytes=stored, alike=alike and raw)
 
     def describe(self, sample: int, field: str) -> str:
         """Name a member for a message: its sample's key and its name in the tar."""
@@ -234,17 +239,26 @@ class SplitMembers:
         self, samples: NDArray[np.int64], field: str
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Collect shard, offset and stored bytes of samples from the pages they lie on."""
-        for sample in (samples.min(), samples.max()):
-            self._check_sample(int(sample))
-        numbers = (samples + self._start) // TABLE_BLOCK_ROWS
         shard, offset, stored = (np.empty(len(samples), np.int64) for _ in range(3))
-        for number in np.unique(numbers).tolist():
-            page = self._page(field, number)
-            here = numbers == number
-            rows = samples[here] - page.first_sample
+        for here, page, rows in self._pages_of(samples, field):
             shard[here], offset[here] = page.shard[rows], page.offset[rows]
             stored[here] = page.stored_bytes[rows]
         return shard, offset, stored
+
+    def _pages_of(
+        self, samples: NDArray[np.int64], field: str
+    ) -> Iterator[tuple[NDArray[np.bool_] | slice, _Page, NDArray[np.int64]]]:
+        """Give the pages that samples lie on: which samples, the page, and their rows on it."""
+        if not len(samples):
+            return
+        for sample in (samples.min(), samples.max()):
+            self._check_sample(int(sample))
+        numbers = (samples + self._start) // TABLE_BLOCK_ROWS
+        touched = np.unique(numbers).tolist()
+        for number in touched:
+            page = self._page(field, number)
+            here = numbers == number if len(touched) > 1 else slice(None)
+            yield here, page, samples[here] - page.first_sample
 
     def _page(self, field: str, number: int) -> _Page:
         """Give the columns of the rows in one block of the table."""
@@ -278,10 +292,7 @@ class SplitMembers:
             offset=places.offset,
             stored_bytes=places.stored_bytes,
             checksum=places.xxh3,
-            codec=formats.codec,
-            dtype=formats.dtype,
-            axes=formats.axes,
-            shape=formats.shape,
+            kind=self._kinds.numbers(formats, places.present),
         )
 
     def _check_sample(self, sample: int) -> None:

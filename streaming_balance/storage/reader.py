@@ -97,6 +97,11 @@ class Reader:
         # A byte per sample; the system hands out the pages when they are first written.
         self._verified = {field: np.zeros(len(self._members), np.bool_) for field in shards.arrays}
 
+    @property
+    def members(self) -> SplitMembers:
+        """Where the arrays of the split lie, and of what kind they are."""
+        return self._members
+
     def shape(self, sample: int, field: str = "image") -> tuple[int, ...]:
         """Give the shape of a sample with its channel axis: (C, D, H, W) or (C, H, W)."""
         return self._members.stored_array(sample, field).row_shape

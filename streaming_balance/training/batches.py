@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from streaming_balance.errors import ConfigError
+from streaming_balance.storage.kinds import ABSENT
 from streaming_balance.storage.reader import Reader
 from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.buffers import BufferPool
@@ -128,10 +130,9 @@ class BatchAssembler:
     def num_bytes(self, request: BatchRequest) -> int:
         """Count the bytes of memory the arrays of a batch take."""
         return sum(
-            int(np.prod(shape)) * self._dtype_of([sample], field).itemsize
+            group.count * math.prod(group.row_shape) * self._dtype_of([group], field).itemsize
             for field in self._fields
-            for sample in self._having(request, field)
-            for shape in [self._row_shape(sample, field)]
+            for group in self._groups(request, field)
         )
 
     def begin(self, request: BatchRequest, *, num_bytes: int, submit: Submit) -> PendingBatch:
@@ -166,12 +167,14 @@ class BatchAssembler:
         """Fill the rows of the batch in place, a few neighbours at a time."""
         arrays: Batch = {}
         for field in self._fields:
-            having = self._having(request, field)
-            shapes = [self._row_shape(sample, field) for sample in having]
-            if len(having) == len(request.samples) and len(set(shapes)) == 1:
-                stacked = self._lend((len(having), *shapes[0]), having, field)
+            groups = self._groups(request, field)
+            shapes = {group.row_shape for group in groups}
+            everywhere = sum(group.count for group in groups) == len(request.samples)
+            if everywhere and len(shapes) == 1:
+                shape = (len(request.samples), *shapes.pop())
+                stacked = self._pool.lend(shape, self._dtype_of(groups, field))
                 arrays[field] = stacked
-                pieces += self._row_pieces(stacked.numpy(), having, field)
+                pieces += self._row_pieces(stacked.numpy(), request.samples, field)
             else:
                 arrays[field] = self._plan_single(request, field, pieces)
         return lambda: self._described(request) | arrays
@@ -182,16 +185,14 @@ class BatchAssembler:
         """Fill one tensor per sample where shapes differ; None where a sample has no such array."""
         singles: list[torch.Tensor | None] = []
         for sample in request.samples.tolist():
-            if not self._reader.has(sample, field):
-                singles.append(None)
-                continue
-            tensor = self._lend(self._row_shape(sample, field), [sample], field)
-            pieces += self._row_pieces(tensor.numpy()[None], [sample], field)
+            tensor = self._lend_row(sample, field)
+            if tensor is not None:
+                pieces += self._row_pieces(tensor.numpy()[None], [sample], field)
             singles.append(tensor)
         return singles
 
     def _row_pieces(
-        self, rows: NDArray[Any], samples: Sequence[int], field: str
+        self, rows: NDArray[Any], samples: Sequence[int] | NDArray[np.int64], field: str
     ) -> list[Callable[[], None]]:
         """Cut the filling of rows into pieces worth queueing."""
         at_once = max(1, PIECE_BYTES // max(1, rows[:1].nbytes))
@@ -227,8 +228,8 @@ class BatchAssembler:
         number = int(request.samples[place])
         sample: Sample = {}
         for field in self._fields:
-            if self._reader.has(number, field):
-                tensor = self._lend(self._row_shape(number, field), [number], field)
+            tensor = self._lend_row(number, field)
+            if tensor is not None:
                 self._reader.read_into([number], tensor.numpy()[None], field=field)
                 sample[field] = tensor
         return sample | {
@@ -252,31 +253,57 @@ class BatchAssembler:
             "loss_scale": len(samples) * request.num_ranks / request.global_size,
         }
 
-    def _having(self, request: BatchRequest, field: str) -> list[int]:
-        """List the samples of a request that have an array."""
-        return [n for n in request.samples.tolist() if self._reader.has(n, field)]
-
-    def _row_shape(self, sample: int, field: str) -> tuple[int, ...]:
-        """Give the shape a sample takes in the batch, with its channel axis."""
-        stored = self._reader.shape(sample, field)
-        if self._size is None:
-            return stored
-        if len(stored) != len(self._size) + 1:
-            raise ConfigError(
-                f"size is {self._size}, but {self._keys[sample]} has {field} of shape {stored}; "
-                f"give one length per axis of space ({len(stored) - 1}), without the channels."
+    def _groups(self, request: BatchRequest, field: str) -> list[_Group]:
+        """Group the samples of a request that have an array by how it is stored."""
+        numbers = self._reader.members.kind_numbers(request.samples, field)
+        distinct, first, counts = np.unique(numbers, return_index=True, return_counts=True)
+        return [
+            self._group(number, count, int(request.samples[place]), field)
+            for number, place, count in zip(
+                distinct.tolist(), first.tolist(), counts.tolist(), strict=True
             )
-        return (stored[0], *self._size)
+            if number != ABSENT
+        ]
 
-    def _dtype_of(self, samples: Sequence[int], field: str) -> np.dtype[Any]:
+    def _group(self, number: int, count: int, sample: int, field: str) -> _Group:
+        """Describe samples that are stored alike, one of which is `sample`."""
+        kind = self._reader.members.kind(number)
+        row_shape = kind.row_shape
+        if self._size is not None:
+            if len(row_shape) != len(self._size) + 1:
+                raise ConfigError(
+                    f"size is {self._size}, but {self._keys[sample]} has {field} of shape "
+                    f"{row_shape}; give one length per axis of space ({len(row_shape) - 1}), "
+                    "without the channels."
+                )
+            row_shape = (row_shape[0], *self._size)
+        return _Group(count=count, row_shape=row_shape, dtype=kind.dtype)
+
+    def _lend_row(self, sample: int, field: str) -> torch.Tensor | None:
+        """Take memory from the pool for one sample's array, if it has one."""
+        (number,) = self._reader.members.kind_numbers(np.array([sample]), field).tolist()
+        if number == ABSENT:
+            return None
+        group = self._group(number, 1, sample, field)
+        return self._pool.lend(group.row_shape, self._dtype_of([group], field))
+
+    def _dtype_of(self, groups: Sequence[_Group], field: str) -> np.dtype[Any]:
         """Give the dtype an array takes in the batch: masks keep their own."""
         if field == "image" and self._dtype is not None:
             return self._dtype
-        return np.result_type(*{self._reader.dtype(sample, field) for sample in samples})
+        return np.result_type(*{group.dtype for group in groups})
 
-    def _lend(self, shape: tuple[int, ...], samples: Sequence[int], field: str) -> torch.Tensor:
-        """Take memory from the pool."""
-        return self._pool.lend(shape, self._dtype_of(samples, field))
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Group:
+    """Samples of a batch whose arrays are stored alike."""
+
+    count: int
+    """How many they are."""
+    row_shape: tuple[int, ...]
+    """Shape that each takes in the batch, with its channel axis."""
+    dtype: np.dtype[Any]
+    """Dtype they are stored in."""
 
 
 def _collate(samples: Sequence[Sample]) -> Batch:

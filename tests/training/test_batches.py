@@ -245,3 +245,26 @@ def test_a_wrong_setting_is_refused_by_name_when_the_loader_is_built(
     options: dict[str, Any] = {"global_batch_size": 4} | {setting: value}
     with pytest.raises(ConfigError, match=f"{setting} is "):
         train_loader(small, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, None])
+@pytest.mark.parametrize("size", [None, (4, 4, 4)])
+def test_the_bytes_counted_are_those_of_the_arrays_handed_out(
+    tmp_path: Path, dtype: torch.dtype | None, size: tuple[int, ...] | None
+) -> None:
+    shapes = [(4, 3, 5), (2, 6, 4), (4, 3, 5)]
+    samples = [
+        Sample(
+            key=f"P{n}",
+            image=voxels(n, shapes[n % 3]),
+            seg=None if n % 2 else voxels(n, shapes[n % 3], "uint8"),
+        )
+        for n in range(9)
+    ]
+    shards = packed(tmp_path / "mixed", samples)
+    counted = 0
+    with train_loader(shards, global_batch_size=9, dtype=dtype, size=size) as loader:
+        for batch in loader:
+            for field in ("image", "seg"):
+                counted += sum(row.nbytes for row in batch[field] if row is not None)
+        assert loader.stats()["bytes"] == counted
