@@ -60,6 +60,8 @@ def audit(
             for label, entry in found.classes.items()
         ),
     )
+    if found.excluded:
+        print(f"excluded from the plan: {found.excluded:,} samples")
     if patients:
         print_table("by patient", ("patient", "times"), found.exposure.items())
     print(f"plan digest: {found.plan_digest}")

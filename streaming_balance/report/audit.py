@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from streaming_balance.training.state import LoaderState, delivered
 
 # A state is a few hundred bytes; one with thousands of substitutions still fits easily.
 MAX_STATE_BYTES = 64 * 2**20
+# What tells a state from other documents, and how deep inside one it is looked for.
+STATE_NAMES = frozenset({"plan_digest", "shards_digest", "position"})
+MAX_DEPTH = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +29,7 @@ class ClassExposure:
     """What a class was given in a run."""
 
     patients: int
-    """Patients of the class in the split."""
+    """Patients of the class in the split that the plan draws from."""
     seen: int
     """Patients delivered at least once."""
     delivered: int
@@ -52,7 +55,9 @@ class Audit:
     exposure: Mapping[str, int]
     """patient -> samples delivered, sorted by patient."""
     classes: Mapping[str, ClassExposure]
-    """By label, in class order."""
+    """By label, in class order, without the samples left out."""
+    excluded: int
+    """Samples of the split that the plan leaves out; `exposure` has their patients, too."""
     plan_digest: str
     """Digest of the plan that was followed."""
     shards_digest: str
@@ -84,6 +89,7 @@ def read_state(path: Path) -> LoaderState:
             f"json.dump(loader.state_dict(), file)."
         ) from error
     try:
+        _check_is_state(document)
         return LoaderState.from_dict(document)
     except ResumeError as error:
         raise ResumeError(f"{path}: {error}") from error
@@ -100,9 +106,10 @@ def audit_run(shards: ShardSet, state: LoaderState) -> Audit:
         Deliveries per patient and per class.
 
     Raises:
-        ResumeError: the state belongs to another data set, or its settings do not give the plan it
-            names.
+        ResumeError: the state is one of an evaluation or belongs to another data set, or its
+            settings do not give the plan it names.
     """
+    _check_is_of_training(state)
     if state.shards_digest != shards.digest:
         raise ResumeError(
             f"the state belongs to the data set {state.shards_digest}, but {shards.path} is "
@@ -111,10 +118,12 @@ def audit_run(shards: ShardSet, state: LoaderState) -> Audit:
     plan, split = _rebuild_plan(shards, state)
     counts = _delivered(plan, state)
     labels, patients = shards.labels(split), shards.patients(split)
+    left_out = np.isin(shards.keys(split), plan.settings["exclude"])
+    left_out |= np.isin(patients, plan.settings["exclude"])
     total = max(1, int(counts.sum()))
     classes = {}
     for number, label in enumerate(shards.classes):
-        mine = labels == number
+        mine = (labels == number) & ~left_out
         exposure = patient_exposure(patients[mine], counts[mine])
         classes[label] = ClassExposure(
             patients=len(exposure),
@@ -130,9 +139,47 @@ def audit_run(shards: ShardSet, state: LoaderState) -> Audit:
         step=state.position.step,
         exposure=patient_exposure(patients, counts),
         classes=classes,
+        excluded=int(left_out.sum()),
         plan_digest=plan.digest,
         shards_digest=shards.digest,
     )
+
+
+def _check_is_state(document: object) -> None:
+    """Refuse a document that is something else, saying where in it a state is, if it holds one."""
+    if not isinstance(document, Mapping) or STATE_NAMES & document.keys():
+        return
+    place = next(_states_in(document, ""), None)
+    if place is not None:
+        raise ResumeError(
+            f"this is not the state of a loader, but holds one at {place}. Save that entry alone "
+            f"with json.dump(loader.state_dict(), file)."
+        )
+    if "version" not in document:
+        raise ResumeError(
+            "this is not the state of a loader: it has none of a state's entries, such as "
+            "'plan_digest'. Save one with json.dump(loader.state_dict(), file)."
+        )
+
+
+def _states_in(content: object, place: str, depth: int = 0) -> Iterator[str]:
+    """Give the places of loaders' states inside a document, written as Python reaches them."""
+    if isinstance(content, Mapping) and content.keys() >= STATE_NAMES:
+        yield place
+    elif depth < MAX_DEPTH and isinstance(content, Mapping | list):
+        pairs = content.items() if isinstance(content, Mapping) else enumerate(content)
+        for name, inner in pairs:
+            yield from _states_in(inner, f"{place}[{name!r}]", depth + 1)
+
+
+def _check_is_of_training(state: LoaderState) -> None:
+    """Refuse the state of an evaluation loader."""
+    if "balance" not in state.settings and {"batch_size", "rank"} <= state.settings.keys():
+        raise ResumeError(
+            f"this is the state of an evaluation over {state.settings.get('split')!r}: it delivers "
+            f"every sample once, in packed order, so there is nothing to audit. Give the state of "
+            f"a training loader."
+        )
 
 
 def _rebuild_plan(shards: ShardSet, state: LoaderState) -> tuple[BalancedPlan, str]:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from streaming_balance.ingest.nifti_writing import write_nifti
 from streaming_balance.ingest.pack import write_shards
 from streaming_balance.plan.epoch import BalancedPlan
 from streaming_balance.storage.shards import open_shards
+from streaming_balance.training.evaluation import eval_loader
 from streaming_balance.training.state import LoaderState, Position
 from tests.cli.conftest import Call
 
@@ -262,6 +264,8 @@ def test_audit_prints_classes_and_on_request_patients(
         ("[]", "must be what state_dict() gave"),
         ('{"version": 99}', "version 99"),
         ('{"version": 1}', "damaged"),
+        ("{}", "not the state of a loader"),
+        ('{"model": {"bias": [0.5]}, "epoch": 3}', "not the state of a loader"),
     ],
 )
 def test_audit_of_what_is_no_state_says_so(
@@ -273,6 +277,65 @@ def test_audit_of_what_is_no_state_says_so(
     assert answer.status == 2
     assert complaint in answer.err
     assert str(state) in answer.err
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "place"),
+    [
+        (lambda state: {"model": {}, "data": state}, "['data']"),
+        (
+            lambda state: {"version": 3, "loaders": [None, {"train": state}]},
+            "['loaders'][1]['train']",
+        ),
+    ],
+)
+def test_audit_of_a_checkpoint_says_where_in_it_the_state_is(
+    call: Call,
+    packed_cohort: Path,
+    tmp_path: Path,
+    wrapped: Callable[[object], object],
+    place: str,
+) -> None:
+    path = tmp_path / "checkpoint.json"
+    save_state(path, packed_cohort, (1, 0))
+    path.write_text(json.dumps(wrapped(json.loads(path.read_text()))))
+    answer = call("audit", packed_cohort, "--state", path)
+    assert answer.status == 2
+    assert "not the state of a loader" in answer.err
+    assert f"holds one at {place}" in answer.err
+
+
+def test_audit_of_an_evaluation_state_says_there_is_nothing_to_audit(
+    call: Call, packed_cohort: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "state.json"
+    with eval_loader(open_shards(packed_cohort), split="val", batch_size=4) as loader:
+        path.write_text(json.dumps(loader.state_dict()))
+    answer = call("audit", packed_cohort, "--state", path)
+    assert answer.status == 2
+    assert "state of an evaluation" in answer.err
+    assert "nothing to audit" in answer.err
+
+
+def test_audit_leaves_excluded_patients_out_of_the_classes_and_counts_them(
+    call: Call, packed_cohort: Path, tmp_path: Path
+) -> None:
+    shards = open_shards(packed_cohort)
+    high = shards.keys("train")[shards.labels("train") == 0].tolist()
+    plan = BalancedPlan.for_shards(shards, global_batch_size=8, seed=3, exclude=high[:3])
+    save_state(tmp_path / "state.json", packed_cohort, (4, 0), plan=plan)
+    command = ("audit", packed_cohort, "--state", tmp_path / "state.json")
+    document = call(*command, "--json").document
+    # 16 patients in batches of 8: 2 steps, 8 of each class in an epoch, 32 in four. 32 / 11 lies
+    # between 2 and 3, 32 / 5 between 6 and 7.
+    row = document["classes"]["HGG"]
+    assert (row["patients"], row["seen"], row["delivered"]) == (11, 11, 32)
+    assert (row["exposure_min"], row["exposure_max"]) == (2, 3)
+    row = document["classes"]["LGG"]
+    assert (row["patients"], row["exposure_min"], row["exposure_max"]) == (5, 6, 7)
+    assert document["excluded"] == 3
+    assert [document["exposure"][key] for key in high[:3]] == [0, 0, 0]
+    assert "excluded from the plan: 3 samples" in call(*command).out
 
 
 @pytest.mark.parametrize(
