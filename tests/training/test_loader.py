@@ -51,6 +51,15 @@ def test_the_natural_order_by_name_is_as_welcome_as_none_on_any_split(small: Sha
         assert named.plan == unnamed.plan
 
 
+def test_more_ranks_than_a_short_last_batch_holds_are_refused_with_the_way_out(
+    small: ShardSet,
+) -> None:
+    # 14 patients in batches of 4 leave 2 for the last one.
+    balance = {"name": "natural", "last": "short"}
+    with pytest.raises(ConfigError, match=r"last: short leaves 2 .*fewer than 3 ranks.*last: full"):
+        train_loader(small, global_batch_size=4, balance=balance, rank=0, num_ranks=3)
+
+
 def test_an_unknown_split_is_refused_with_the_nearest(small: ShardSet) -> None:
     with pytest.raises(ConfigError, match="Did you mean 'train'"):
         train_loader(small, global_batch_size=4, split="trian")
