@@ -19,7 +19,7 @@ from streaming_balance.plan.draws import Draws, QuotaDraws, used_members
 from streaming_balance.plan.independent import IndependentDraws
 from streaming_balance.plan.keys import check_seed, stream_key
 from streaming_balance.plan.members import ClassTable, sized_table
-from streaming_balance.plan.options import whole_number
+from streaming_balance.plan.options import STRATA_REFUSED, whole_number
 from streaming_balance.plan.ranks import check_ranks, rank_slots
 from streaming_balance.plan.section import parse_balance
 from streaming_balance.plan.shape import EpochShape
@@ -166,10 +166,7 @@ class BalancedPlan:
             [1, 1]
         """
         if strata is not None:
-            raise ConfigError(
-                "strata is given, but joint balancing over strata is not part of this version; "
-                "balance over labels that join both, such as 'LGG/site1'."
-            )
+            raise ConfigError(STRATA_REFUSED)
         strategy = parse_balance(balance)
         return cls(
             labels_table(labels, patients, strategy=strategy),
@@ -205,7 +202,7 @@ class BalancedPlan:
                 balance a split that is not for training.
         """
         strategy = named_by_class(parse_balance(balance), shards)
-        left_out = sorted(set(exclude))
+        left_out = _names_left_out(exclude)
         return cls(
             split_table(shards, split, left_out=left_out, strategy=strategy),
             strategy=strategy,
@@ -444,6 +441,16 @@ def _check_epoch(epoch: int) -> int:
     if number < 0:
         raise IndexError(f"epoch is {number}; epochs count from 0.")
     return number
+
+
+def _names_left_out(exclude: Iterable[str]) -> list[str]:
+    """Give the names to exclude in order, each once; one text is not a list of its letters."""
+    if isinstance(exclude, str | bytes):
+        raise ConfigError(
+            f"exclude is {exclude!r}; it must be a list of keys or patient ids, not text. "
+            f"Write [{exclude!r}] to leave one out."
+        )
+    return sorted(set(exclude))
 
 
 def _check_batch_size(size: int) -> int:

@@ -12,6 +12,10 @@ import numpy as np
 
 from streaming_balance.errors import ConfigError, did_you_mean
 
+STRATA_REFUSED = (
+    "strata is given, but joint balancing over strata is not part of this version; "
+    "balance over labels that join both, such as 'LGG/site1'."
+)
 LENGTH_NAMES = ("dataset", "oversample", "undersample")
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "unit": ("patient", "sample", None),

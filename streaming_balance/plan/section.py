@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from streaming_balance.errors import ConfigError, did_you_mean
-from streaming_balance.plan.options import check_number, listed, named_numbers
+from streaming_balance.plan.options import STRATA_REFUSED, check_number, listed, named_numbers
 from streaming_balance.plan.strategies import parse_strategy
 from streaming_balance.plan.strategy import Strategy
 from streaming_balance.plan.weights import check_beta
@@ -238,6 +238,8 @@ def _checked_keys(section: object, kind: type, setting: str) -> dict[str, Any]:
     if not isinstance(section, Mapping):
         raise ConfigError(f"{setting} is {section!r}; it must be a mapping.")
     known = [entry.name for entry in fields(kind)]
+    if "strata" in section:
+        raise ConfigError(f"{setting}: {STRATA_REFUSED}")
     for key in section:
         if key not in known:
             hint = did_you_mean(str(key), known)

@@ -11,6 +11,7 @@ import numpy as np
 
 from streaming_balance.errors import ConfigError, did_you_mean
 from streaming_balance.plan.options import (
+    STRATA_REFUSED,
     check_number,
     exact_decimal,
     is_number,
@@ -339,6 +340,8 @@ def _kind(name: object) -> type[Strategy]:
 def _check_options(kind: type[Strategy], options: Mapping[str, Any]) -> None:
     """Refuse options the strategy does not have, and required ones left out."""
     known = [field.name for field in fields(kind)]
+    if "strata" in options:
+        raise ConfigError(STRATA_REFUSED)
     for option in options:
         if option not in known:
             raise ConfigError(

@@ -145,6 +145,24 @@ def test_strata_say_what_to_do_instead() -> None:
         plan_of(strata=["x"] * 285)
 
 
+@pytest.mark.parametrize("section", [{"name": "power"}, {"upsampling": {"enabled": True}}, {}])
+def test_strata_among_the_options_of_a_strategy_say_what_to_do_instead(
+    section: dict[str, Any],
+) -> None:
+    with pytest.raises(ConfigError, match=r"strata.*not part of this version.*labels that join"):
+        plan_of(balance={**section, "strata": ["site"]})
+    with pytest.raises(ConfigError, match=r"strata.*not part of this version.*labels that join"):
+        plan_of(balance={"strategy": {"name": "power", "strata": ["site"]}})
+
+
+@pytest.mark.parametrize("text", ["P1", b"P2", ""])
+def test_names_to_exclude_are_a_list_and_no_text(text: Any) -> None:
+    shards = Shards(["P1", "P2", "P3"], ["a", "a", "b"], ["a", "b"])
+    wanted = r"exclude is .*a list of keys or patient ids, not text"
+    with pytest.raises(ConfigError, match=wanted):
+        BalancedPlan.for_shards(shards, global_batch_size=2, exclude=text)
+
+
 @pytest.mark.parametrize(
     ("patients", "message"),
     [
