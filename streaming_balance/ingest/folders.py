@@ -64,16 +64,23 @@ def find_in_folders(source: Path, *, ignored: tuple[Path, ...] = ()) -> Cohort:
 
     Returns:
         A case per folder that has every modality that at least half of the folders have; images
-        of other modalities, foreign files and incomplete folders as rejected.
+        of other modalities, foreign files, incomplete folders and folders that may not be read as
+        rejected.
+
+    Raises:
+        ShardError: the source itself may not be read.
     """
     findings = _Findings(source=source)
     skipped = {path.resolve() for path in ignored}
     for path in _children(source, findings, skipped):
-        if _holds_volumes(path):
-            _look_into_case(path, None, findings)
-            continue
-        for inner in _children(path, findings, skipped):
-            _look_into_case(inner, path.name, findings)
+        try:
+            if _holds_volumes(path):
+                _look_into_case(path, None, findings)
+                continue
+            for inner in _children(path, findings, skipped):
+                _look_into_case(inner, path.name, findings)
+        except ShardError as error:
+            findings.reject(path, without_folder(str(error), (path,)))
     expected = _expected_modalities(findings.folders)
     cases = []
     for folder in findings.folders:
@@ -93,9 +100,22 @@ def find_in_folders(source: Path, *, ignored: tuple[Path, ...] = ()) -> Cohort:
     )
 
 
+def _listed(folder: Path) -> list[Path]:
+    """Give what a folder holds, in order; refuse one whose names or files may not be read."""
+    try:
+        children = sorted(folder.iterdir())
+        for child in children[:1]:
+            child.lstat()  # a folder may give the names and still refuse the files
+    except OSError as error:
+        raise ShardError(
+            f"{folder}: cannot be read ({error.strerror}); get the right to read it."
+        ) from error
+    return children
+
+
 def _children(folder: Path, findings: _Findings, skipped: set[Path]) -> Iterator[Path]:
     """Give the folders below one; everything else there is reported."""
-    for path in sorted(folder.iterdir()):
+    for path in _listed(folder):
         if path.resolve() in skipped:
             continue
         if is_system_file(path):
@@ -109,7 +129,7 @@ def _children(folder: Path, findings: _Findings, skipped: set[Path]) -> Iterator
 def _holds_volumes(folder: Path) -> bool:
     """Say whether a folder is a case rather than a class."""
     return any(
-        path.is_file() and _stem(path) and not is_system_file(path) for path in folder.iterdir()
+        path.is_file() and _stem(path) and not is_system_file(path) for path in _listed(folder)
     )
 
 
@@ -124,10 +144,15 @@ def _stem(path: Path) -> str:
 
 def _look_into_case(path: Path, label: str | None, findings: _Findings) -> None:
     """Sort the files of a case folder into modalities and foreign files."""
+    try:
+        children = _listed(path)
+    except ShardError as error:
+        findings.reject(path, without_folder(str(error), (path,)), patient=path.name)
+        return
     folder = _Folder(path=path, label=label)
     findings.folders.append(folder)
-    names = {child.name.lower() for child in path.iterdir()}
-    for child in sorted(path.iterdir()):
+    names = {child.name.lower() for child in children}
+    for child in children:
         stem, patient = _stem(child), path.name
         if is_system_file(child):
             findings.reject(child, "a file or folder of the operating system, not an image.")

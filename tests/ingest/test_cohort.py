@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -138,6 +140,51 @@ def test_foreign_files_are_reported_and_never_sampled(
     assert found["HGG/P2/P2_t2.nii.gz"] == "empty file, 0 bytes; expected a header and voxels."
     assert "no images" in found["LGG/P9"]
     assert cohort.found == 10
+
+
+@pytest.fixture
+def is_refused_by_the_system(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Makes a folder one the system will not list; root, who may list all, included."""
+    scanned, listed = os.scandir, os.listdir
+
+    def refuse(folder: Path) -> None:
+        def checked(path: Any) -> Any:
+            if Path(path) == folder:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return path
+
+        monkeypatch.setattr(os, "scandir", lambda path: scanned(checked(path)))
+        monkeypatch.setattr(os, "listdir", lambda path: listed(checked(path)))
+
+    return refuse
+
+
+@pytest.mark.parametrize("place", ["HGG", "HGG/P1"])
+def test_a_folder_that_may_not_be_read_is_listed(
+    tmp_path: Path,
+    make_case: Make,
+    is_refused_by_the_system: Callable[[Path], None],
+    place: str,
+) -> None:
+    for name in ("HGG/P1", "HGG/P2", "LGG/P3"):
+        make_case(tmp_path / name, ("t1",))
+    is_refused_by_the_system(tmp_path / place)
+    cohort = find_cohort(tmp_path)
+    sound = {"HGG": ["P3"], "HGG/P1": ["P2", "P3"]}[place]
+    assert [found.patient for found in cohort.cases] == sound
+    (rejected,) = cohort.rejected
+    assert (rejected.path, rejected.patient) == (place, "P1" if place == "HGG/P1" else "")
+    assert "cannot be read (Permission denied)" in rejected.reason
+    assert str(tmp_path) not in rejected.reason
+
+
+def test_a_source_that_may_not_be_read_is_named(
+    tmp_path: Path, make_case: Make, is_refused_by_the_system: Callable[[Path], None]
+) -> None:
+    make_case(tmp_path / "HGG/P1")
+    is_refused_by_the_system(tmp_path)
+    with pytest.raises(ShardError, match=f"{tmp_path}: cannot be read .Permission denied"):
+        find_cohort(tmp_path)
 
 
 def test_the_output_may_lie_inside_the_source(tmp_path: Path, make_case: Make) -> None:
