@@ -256,10 +256,11 @@ def _checked_size(setting: str, size: Sequence[int] | None) -> tuple[int, ...] |
     """Give a size as two or three numbers of voxels."""
     if size is None:
         return None
-    numbers = tuple(size)
+    is_listed = isinstance(size, Sequence) and not isinstance(size, str)
+    numbers = tuple(size) if is_listed else ()
     if len(numbers) not in {2, 3} or not all(type(n) is int and n >= 1 for n in numbers):
         raise ConfigError(
-            f"{setting} is {numbers!r}; it must be D, H, W (or H, W for images), each a whole "
+            f"{setting} is {size!r}; it must be D, H, W (or H, W for images), each a whole "
             "number of voxels, at least 1."
         )
     return numbers

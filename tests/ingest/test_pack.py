@@ -507,6 +507,9 @@ def test_a_split_too_small_for_a_class_is_warned_about(small_source: Path, tmp_p
     [
         ("size", (0, 4, 4), "size is"),
         ("size", (4,), "size is"),
+        ("size", 4, "size is 4; it must be D, H, W"),
+        ("size", "4,4,4", "size is '4,4,4'; it must be D, H, W"),
+        ("crop_or_pad", 4.5, "crop_or_pad is 4.5"),
         ("crop_or_pad", (4, 4, 4.0), "crop_or_pad is"),
         ("codec", "zip", "codec 'zip'"),
         ("orient", "lps", "orient is 'lps'"),
