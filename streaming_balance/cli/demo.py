@@ -23,7 +23,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Show the whole way on a generated cohort, on a CPU, in less than a minute.
+    """Show the whole way on a generated cohort, in about a minute on two cores.
 
     Makes brains with tumours of two grades, 2.8 high for each low one; packs them; trains a small
     3-D network in natural order and balanced, and shows recall per class on untouched validation

@@ -35,7 +35,11 @@ def pack(
         Path, typer.Option(metavar="DIR", help="Folder for the shards.", show_default=False)
     ],
     layout: Annotated[
-        str | None, typer.Option(metavar="brats|manifest", help="How SOURCE is laid out. [told]")
+        str | None,
+        typer.Option(
+            metavar="brats|manifest",
+            help="How SOURCE is laid out. [brats for a folder, manifest for a table]",
+        ),
     ] = None,
     labels: Annotated[
         Path | None,

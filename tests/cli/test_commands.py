@@ -56,6 +56,12 @@ def test_help_teaches_by_examples(call: Call, command: str) -> None:
     assert "--json" in answer.out
 
 
+def test_help_says_how_long_the_demo_takes_and_what_a_layout_is(call: Call) -> None:
+    assert "in about a minute on two cores" in " ".join(call("demo", "--help").out.split())
+    shown = " ".join(call("pack", "--help").out.split())
+    assert "brats for a folder, manifest for a table" in shown
+
+
 def test_called_with_nothing_it_lists_the_commands_and_the_exit_statuses(call: Call) -> None:
     answer = call()
     assert answer.status == 0
@@ -102,6 +108,37 @@ def test_pack_to_a_folder_of_another_pack_says_how_to_replace_it(
     assert "overwrite" in refused.err
     assert call("pack", raw_cohort, "--out", out, "--overwrite").status == 0
     assert open_shards(out).splits == ("train",)
+
+
+def test_json_has_at_least_the_documented_entries(
+    call: Call, packed_cohort: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "cohort"
+    shutil.copytree(packed_cohort, out)
+    (out / "val-000000.tar").write_bytes(b"")
+    save_state(tmp_path / "state.json", packed_cohort, (1, 0))
+    for case in ("raw/HGG/P1", "raw/LGG/P2"):
+        folder = tmp_path / case
+        folder.mkdir(parents=True)
+        voxels = np.arange(8, dtype=np.int16).reshape(2, 2, 2)
+        write_nifti(folder / f"{folder.name}_t1.nii", voxels)
+    (tmp_path / "raw/HGG/P1/P1_t1.nii").write_bytes(b"")
+    packed = call("pack", tmp_path / "raw", "--out", tmp_path / "small", "--json").document
+    assert {"found", "packed", "rejected", "digest"} <= packed.keys()
+    assert [entry.keys() for entry in packed["rejected"]] == [{"patient", "path", "reason"}]
+    shown = call("inspect", packed_cohort, "--json").document
+    assert {"digest", "splits"} <= shown.keys()
+    entries = {"samples", "patients", "bytes", "classes", "shapes"}
+    assert all(entries <= split.keys() for split in shown["splits"].values())
+    checked = call("verify", out, "--json").document
+    assert {"ok", "problems"} <= checked.keys()
+    assert all(
+        {"shard", "key", "offset", "problem"} <= problem.keys() for problem in checked["problems"]
+    )
+    assert checked["problems"]
+    audited = call("audit", packed_cohort, "--state", tmp_path / "state.json", "--json").document
+    entries = {"epoch", "step", "exposure", "classes", "plan_digest", "shards_digest"}
+    assert entries <= audited.keys()
 
 
 def test_inspect_counts_splits_classes_bytes_and_shapes(call: Call, packed_cohort: Path) -> None:
