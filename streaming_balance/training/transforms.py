@@ -47,15 +47,25 @@ class KeyedTransform:
 
         Raises:
             ConfigError: it gave something else than a dict.
+            Exception: what the transform raised, with a note of the sample and its place.
         """
         transform = getattr(self._copies, "transform", None)
         if transform is None:
             transform = self._copies.transform = self._copied()
-        if self._takes_generator:
-            key = stream_key(self._seed, "transform", epoch, step, slot)
-            result = transform(sample, np.random.Generator(np.random.Philox(key=key)))
-        else:
-            result = transform(sample)
+        # Kept here, since a transform may change the sample it is given.
+        name = sample.get("key")
+        try:
+            if self._takes_generator:
+                key = stream_key(self._seed, "transform", epoch, step, slot)
+                result = transform(sample, np.random.Generator(np.random.Philox(key=key)))
+            else:
+                result = transform(sample)
+        except BaseException as error:
+            error.add_note(
+                f"The transform was given sample {name!r} at epoch {epoch}, step {step}, slot "
+                f"{slot}."
+            )
+            raise
         if not isinstance(result, dict) or "image" not in result:
             found = f"a dict of {list(result)}" if isinstance(result, dict) else repr(type(result))
             raise ConfigError(f"transform gave {found}; it must give a dict with at least 'image'.")

@@ -209,6 +209,25 @@ def test_a_transform_that_raises_does_so_at_its_batch_and_again(small: ShardSet)
         assert loader.state_dict()["position"] == {"epoch": 0, "step": 1}
 
 
+def test_a_transform_that_raises_says_for_which_sample_and_place(small: ShardSet) -> None:
+    def fail(sample: dict[str, Any]) -> dict[str, Any]:
+        wanted = sample.pop("key") == "L02"
+        if wanted:
+            raise LookupError("no good")
+        return sample
+
+    with loader_of(small, None) as loader:
+        batch = next(batch for batch in loader if "L02" in batch["key"])
+    slot = batch["slot"][batch["key"].index("L02")].item()
+    with loader_of(small, fail) as loader, pytest.raises(LookupError) as caught:
+        for _ in loader:
+            pass
+    (note,) = caught.value.__notes__
+    assert note == (
+        f"The transform was given sample 'L02' at epoch 0, step {batch['step']}, slot {slot}."
+    )
+
+
 @pytest.mark.parametrize("where", ["transform", "batch_transform"])
 def test_a_transform_raising_stop_iteration_is_no_end_of_the_epoch(
     small: ShardSet, where: str
