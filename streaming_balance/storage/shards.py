@@ -8,10 +8,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from streaming_balance.errors import ConfigError, ShardError, did_you_mean
 from streaming_balance.storage.descriptors import check_shard_size
 from streaming_balance.storage.index import SampleTable
+from streaming_balance.storage.layout import MANIFEST_NAME
 from streaming_balance.storage.manifest import Manifest, read_manifest
 from streaming_balance.storage.reader import Reader, Verify
 
@@ -97,6 +99,10 @@ class ShardSet:
     def __len__(self) -> int:
         return sum(self._sizes.values())
 
+    def __reduce__(self) -> tuple[Callable[[str], ShardSet], tuple[str]]:
+        """Travel to another process as a path, which is opened and checked again there."""
+        return open_shards, (str(self._path.absolute()),)
+
     def __repr__(self) -> str:
         sizes = ", ".join(f"{split} {size}" for split, size in self._sizes.items())
         return f"<ShardSet {self._path}: {sizes}>"
@@ -169,13 +175,14 @@ class ShardSet:
             An array per field the sample has: `image`, and `seg` where it was packed.
 
         Raises:
-            ConfigError: no such split.
+            ConfigError: no such split, or the sample is not called by a number.
             IndexError: no such sample.
             ShardError: the stored bytes are damaged.
         """
         reader = self._own_reader(split)
+        number = self._sample_number(split, sample)
         return {
-            field: reader.read(sample, field) for field in self.arrays if reader.has(sample, field)
+            field: reader.read(number, field) for field in self.arrays if reader.has(number, field)
         }
 
     def reader(self, split: str, *, verify: Verify = "first", max_open_files: int = 64) -> Reader:
@@ -209,6 +216,15 @@ class ShardSet:
                 self._readers[split] = self.reader(split, verify="always", max_open_files=4)
             return self._readers[split]
 
+    def _sample_number(self, split: str, sample: object) -> int:
+        """Give a sample number of any library as a plain one; keys and booleans are none."""
+        if isinstance(sample, int | np.integer) and not isinstance(sample, bool):
+            return int(sample)
+        raise ConfigError(
+            f"sample is {sample!r}; samples of split {split!r} are called by their numbers, 0 to "
+            f"{self._sizes[split] - 1}. The number of a key is its place in shards.keys({split!r})."
+        )
+
     def _check_split(self, split: str) -> None:
         """Raise unless the data set has this split."""
         if split not in self._sizes:
@@ -234,7 +250,7 @@ def open_shards(
         The open data set.
 
     Raises:
-        ConfigError: a remote URL, options for a folder, or Windows.
+        ConfigError: no address, a remote URL, options for a folder, or Windows.
         ShardError: the manifest, the table or a shard is missing, damaged or of another pack.
         SplitError: a patient is in two splits.
     """
@@ -261,6 +277,11 @@ def _check_platform(platform: str) -> None:
 
 def _local_folder(url: str | Path) -> Path:
     """Give the folder an address names, or say that remote stores come later."""
+    if not isinstance(url, str | os.PathLike) or not os.fspath(url):
+        raise ConfigError(
+            f"the data set's address is {url!r}; give the folder that holds {MANIFEST_NAME}: "
+            "open_shards('cohort/')."
+        )
     scheme = _URL.match(url) if isinstance(url, str) else None
     if scheme is None:
         return Path(url)

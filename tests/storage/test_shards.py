@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import copy
+import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,3 +176,35 @@ def test_windows_is_told_of_wsl(monkeypatch: pytest.MonkeyPatch, shards: ShardSe
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(ConfigError, match="WSL"):
         open_shards(shards.path)
+
+
+@pytest.mark.parametrize("address", [None, 5, "", b"cohort", ["cohort"]])
+def test_what_is_no_address_is_refused_with_the_way_out(address: Any) -> None:
+    with pytest.raises(ConfigError, match=r"address is .*manifest\.json: open_shards\('cohort/'\)"):
+        open_shards(address)
+
+
+@pytest.mark.parametrize("sample", ["train-000", True, np.True_, 1.0, None, (1,)])
+def test_a_sample_that_is_no_number_is_answered_with_those_there_are(
+    shards: ShardSet, sample: Any
+) -> None:
+    with pytest.raises(ConfigError, match=r"sample is .*0 to 9.*shards\.keys\('train'\)"):
+        shards.read("train", sample)
+
+
+def test_numbers_of_numpy_name_samples(shards: ShardSet) -> None:
+    for number in (np.int64(3), np.uint8(3)):
+        read = shards.read("train", number)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(read["image"], shards.read("train", 3)["image"])
+
+
+@pytest.mark.parametrize(
+    "way", [copy.copy, copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))]
+)
+def test_a_data_set_that_is_sent_elsewhere_is_opened_again_there(
+    shards: ShardSet, way: Callable[[ShardSet], ShardSet]
+) -> None:
+    again = way(shards)
+    assert again is not shards
+    assert (again.path, again.digest) == (shards.path, shards.digest)
+    np.testing.assert_array_equal(again.read("val", 1)["image"], shards.read("val", 1)["image"])
