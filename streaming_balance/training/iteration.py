@@ -8,12 +8,12 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 import torch
 
-from streaming_balance.errors import BalanceError
+from streaming_balance.errors import BalanceError, ConfigError
 from streaming_balance.storage.reader import Reader
 from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.batches import Batch, BatchAssembler, BatchRequest
@@ -102,6 +102,14 @@ class PlannedLoader(ABC):
         """End the reader threads and close the shards; batches handed out stay valid."""
         self._closed = True
         self._shut_engine()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be copied or sent elsewhere: threads, files and pooled memory do not travel."""
+        raise ConfigError(
+            f"a {type(self).__name__} cannot be pickled or copied. Build the loader in the process "
+            "that uses it: the open data set can be sent there, and state_dict() says where to go "
+            "on."
+        )
 
     def __enter__(self) -> Self:
         return self
