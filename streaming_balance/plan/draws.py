@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from streaming_balance.plan.keys import stream_key
 from streaming_balance.plan.members import ClassMembers, ClassTable, fixed_subset
 from streaming_balance.plan.quotas import StepQuotas, split_totals
-from streaming_balance.plan.rotation import Rotation, spacing_for
+from streaming_balance.plan.rotation import BLOCK_PLACES, Rotation, spacing_for
 from streaming_balance.plan.shape import EpochShape
 from streaming_balance.plan.strategies import Downsample
 from streaming_balance.plan.strategy import Strategy, Target
@@ -73,6 +73,7 @@ class QuotaDraws:
                 size=max(1, members.size),
                 hashes=members.hashes,
                 spacing=spacing_for(max(1, members.size), self._windows(number, strategy)),
+                lead=number * BLOCK_PLACES // len(self._members),
             )
             for number, members in enumerate(self._members)
         ]

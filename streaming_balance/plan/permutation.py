@@ -20,11 +20,14 @@ FEISTEL_ROUNDS = 12
 SMALL_FEISTEL_ROUNDS = 24
 SMALL_FEISTEL_LIMIT = 1 << 16
 
-_MIX_FIRST = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_SECOND = np.uint64(0x94D049BB133111EB)
-_SHIFT_30, _SHIFT_27, _SHIFT_31 = np.uint64(30), np.uint64(27), np.uint64(31)
+# Arrays without axes are operands at once; numpy scalars are converted in every operation.
+_MIX_FIRST = np.array(0xBF58476D1CE4E5B9, dtype=np.uint64)
+_MIX_SECOND = np.array(0x94D049BB133111EB, dtype=np.uint64)
+_SHIFT_30 = np.array(30, dtype=np.uint64)
+_SHIFT_27 = np.array(27, dtype=np.uint64)
+_SHIFT_31 = np.array(31, dtype=np.uint64)
 # Leaves room to add a row or a column number to a scrambled word.
-_ROOM = np.uint64(1)
+_ROOM = np.array(1, dtype=np.uint64)
 _WORD = 2**64 - 1
 
 
@@ -127,10 +130,11 @@ class FeistelPermutation:
     def __init__(self, size: int, *, key: int) -> None:
         rows = math.isqrt(size - 1) + 1
         self.size = size
-        self._rows, self._columns = np.uint64(rows), np.uint64(-(-size // rows))
+        self._rows = np.array(rows, dtype=np.uint64)
+        self._columns = np.array(-(-size // rows), dtype=np.uint64)
         rounds = FEISTEL_ROUNDS if size > SMALL_FEISTEL_LIMIT else SMALL_FEISTEL_ROUNDS
         counters = np.arange(1, rounds + 1, dtype=np.uint64)
-        self._round_keys = sort_keys(key, counters)
+        self._round_keys = [np.asarray(word) for word in sort_keys(key, counters)]
 
     def __call__(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Give the members at `places`.
@@ -151,9 +155,32 @@ class FeistelPermutation:
     def _encrypt(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """Run the network once over the whole rectangle."""
         row, column = np.divmod(values, self._columns)
+        # A block is small enough for its steps to cost more than its places: nothing is allocated.
+        mixed, spare = np.empty_like(values), np.empty_like(values)
         for number, round_key in enumerate(self._round_keys):
             if number % 2:
-                column = (column + (mix64(row ^ round_key) >> _ROOM)) % self._columns
+                source, moved, bound = row, column, self._columns
             else:
-                row = (row + (mix64(column ^ round_key) >> _ROOM)) % self._rows
-        return np.asarray(row * self._columns + column, dtype=np.uint64)
+                source, moved, bound = column, row, self._rows
+            np.bitwise_xor(source, round_key, out=mixed)
+            _mix_in_place(mixed, spare)
+            np.right_shift(mixed, _ROOM, out=mixed)
+            np.add(moved, mixed, out=moved)
+            # The remainder: dividing by one number for all is much faster than `%`.
+            np.floor_divide(moved, bound, out=spare)
+            np.multiply(spare, bound, out=spare)
+            np.subtract(moved, spare, out=moved)
+        np.multiply(row, self._columns, out=row)
+        return np.add(row, column, out=row)
+
+
+def _mix_in_place(words: NDArray[np.uint64], spare: NDArray[np.uint64]) -> None:
+    """Scramble words as `mix64` does, using a second array of the same shape."""
+    np.right_shift(words, _SHIFT_30, out=spare)
+    np.bitwise_xor(words, spare, out=words)
+    np.multiply(words, _MIX_FIRST, out=words)
+    np.right_shift(words, _SHIFT_27, out=spare)
+    np.bitwise_xor(words, spare, out=words)
+    np.multiply(words, _MIX_SECOND, out=words)
+    np.right_shift(words, _SHIFT_31, out=spare)
+    np.bitwise_xor(words, spare, out=words)

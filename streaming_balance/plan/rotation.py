@@ -33,7 +33,7 @@ from streaming_balance.plan.permutation import (
 
 # A seam is repaired member by member; longer windows use groups, which cost nothing.
 SEAM_LIMIT = 4096
-# One block costs a quarter of a millisecond, the price of a single place is hardly less.
+# One block costs 0.15 ms, the price of a single place is hardly less.
 BLOCK_PLACES = 1024
 CACHED_BLOCKS = 8
 # A whole pass of a million members takes 8 MB: of such, only those around a seam are kept.
@@ -88,9 +88,21 @@ class Rotation:
         size: number of members n >= 1.
         hashes: gives the `(n,)` member hashes; asked once, and only up to `EXACT_LIMIT` members.
         spacing: how far apart turns are kept.
+        lead: by how many places blocks start early, in [0, BLOCK_PLACES): classes that differ in
+            it do not compute theirs in the same step. The turns do not depend on it.
     """
 
-    __slots__ = ("_blocks", "_hashes", "_hashes_of", "_label", "_seed", "size", "spacing")
+    __slots__ = (
+        "_blocks",
+        "_hashes",
+        "_hashes_of",
+        "_label",
+        "_lead",
+        "_networks",
+        "_seed",
+        "size",
+        "spacing",
+    )
 
     def __init__(
         self,
@@ -100,12 +112,14 @@ class Rotation:
         size: int,
         hashes: Callable[[], NDArray[np.uint64]],
         spacing: Spacing,
+        lead: int = 0,
     ) -> None:
         self.size, self.spacing = size, spacing
         self._seed, self._label = seed, label
-        self._hashes_of = hashes
+        self._hashes_of, self._lead = hashes, lead
         self._hashes: NDArray[np.uint64] | None = None
         self._blocks: OrderedDict[tuple[str, int, int], NDArray[np.int64]] = OrderedDict()
+        self._networks: OrderedDict[tuple[int, ...], FeistelPermutation] = OrderedDict()
 
     def take(self, start: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Give the draws with ordinals `start` to `start + count - 1`.
@@ -165,12 +179,32 @@ class Rotation:
         """Give the members at consecutive places of one pass before the seam is repaired."""
         if self.size <= EXACT_LIMIT:
             return self._block("pass", pass_number, 0)[start : start + count]
-        first, last = start // BLOCK_PLACES, (start + count - 1) // BLOCK_PLACES
+        first = (start + self._lead) // BLOCK_PLACES
+        last = (start + count - 1 + self._lead) // BLOCK_PLACES
         if last - first >= CACHED_BLOCKS:
             return self._distant(pass_number, np.arange(start, start + count, dtype=np.int64))
-        blocks = [self._block("pass", pass_number, number) for number in range(first, last + 1)]
-        offset = start - first * BLOCK_PLACES
+        names = [("pass", pass_number, number) for number in range(first, last + 1)]
+        if len(names) > 1 and not any(name in self._blocks for name in names):
+            # Two blocks computed at once cost hardly more than one.
+            members = self._blocks_of_pass(pass_number, first, last)
+            offset = start - self._first_place(first)
+            for number, name in enumerate(names, first):
+                begin = self._first_place(number) - self._first_place(first)
+                stop = self._first_place(number + 1) - self._first_place(first)
+                self._keep(name, members[begin:stop])
+            return members[offset : offset + count]
+        blocks = [self._block(*name) for name in names]
+        offset = start - self._first_place(first)
         return np.concatenate(blocks)[offset : offset + count]
+
+    def _first_place(self, number: int) -> int:
+        """Give the place of a pass at which a block starts."""
+        return min(self.size, max(0, number * BLOCK_PLACES - self._lead))
+
+    def _blocks_of_pass(self, pass_number: int, first: int, last: int) -> NDArray[np.int64]:
+        """Compute neighbouring blocks of a pass too large to sort."""
+        start, stop = self._first_place(first), self._first_place(last + 1)
+        return self._distant(pass_number, np.arange(start, stop, dtype=np.int64))
 
     def _block(self, kind: str, pass_number: int, number: int) -> NDArray[np.int64]:
         """Give a piece of a pass, computed once while it is in use."""
@@ -178,12 +212,16 @@ class Rotation:
         block = self._blocks.get(name)
         if block is None:
             block = self._compute(kind, pass_number, number)
-            block.flags.writeable = False
-            self._blocks[name] = block
-            is_large = LARGE_PASS < self.size <= EXACT_LIMIT
-            while len(self._blocks) > (CACHED_LARGE_PASSES if is_large else CACHED_BLOCKS):
-                self._blocks.popitem(last=False)
+            self._keep(name, block)
         return block
+
+    def _keep(self, name: tuple[str, int, int], block: NDArray[np.int64]) -> None:
+        """Keep a piece for the steps that follow, and let the oldest ones go."""
+        block.flags.writeable = False
+        self._blocks[name] = block
+        is_large = LARGE_PASS < self.size <= EXACT_LIMIT
+        while len(self._blocks) > (CACHED_LARGE_PASSES if is_large else CACHED_BLOCKS):
+            self._blocks.popitem(last=False)
 
     def _compute(self, kind: str, pass_number: int, number: int) -> NDArray[np.int64]:
         """Compute a repaired head, a whole exact pass, or a block of a large one."""
@@ -193,8 +231,7 @@ class Rotation:
             if self._hashes is None:
                 self._hashes = self._hashes_of()
             return self._exact_pass(pass_number, self._hashes)
-        stop = min(self.size, (number + 1) * BLOCK_PLACES)
-        return self._distant(pass_number, np.arange(number * BLOCK_PLACES, stop, dtype=np.int64))
+        return self._blocks_of_pass(pass_number, number, number)
 
     def _exact_pass(self, pass_number: int, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Shuffle all members, or the members of each fixed group among themselves."""
@@ -210,15 +247,27 @@ class Rotation:
         """Permute single places of a class too large to sort."""
         group = self.spacing.group
         if group >= self.size or not pass_number:
-            return FeistelPermutation(self.size, key=self._pass_key(pass_number))(places)
+            return self._network(self.size, pass_number)(places)
         seats = np.empty_like(places)
-        for number in np.unique(places // group).tolist():
-            inside = places // group == number
+        groups = places // group
+        # Places ascend, so groups of millions need no sorting to be told apart.
+        for number in range(int(groups[0]), int(groups[-1]) + 1):
+            inside = groups == number
             start = number * group
             length = min(group, self.size - start)
-            key = stream_key(self._seed, "order", self._label, pass_number, number)
-            seats[inside] = start + FeistelPermutation(length, key=key)(places[inside] - start)
-        return FeistelPermutation(self.size, key=self._pass_key(0))(seats)
+            network = self._network(length, pass_number, number)
+            seats[inside] = start + network(places[inside] - start)
+        return self._network(self.size, 0)(seats)
+
+    def _network(self, size: int, *parts: int) -> FeistelPermutation:
+        """Give the network of a pass, or of a group in a pass, prepared once while in use."""
+        network = self._networks.get(parts)
+        if network is None:
+            key = stream_key(self._seed, "order", self._label, *parts)
+            network = self._networks[parts] = FeistelPermutation(size, key=key)
+            while len(self._networks) > CACHED_BLOCKS:
+                self._networks.popitem(last=False)
+        return network
 
     def _pass_key(self, pass_number: int) -> int:
         """Name the order of a pass; the first pass also says who shares a group."""

@@ -67,6 +67,18 @@ def test_neighbouring_steps_share_their_blocks(places_evaluated: list[int]) -> N
     assert sum(places_evaluated) <= 4 * 12 * BLOCK_PLACES
 
 
+def test_large_classes_do_not_compute_their_blocks_in_the_same_step(
+    places_evaluated: list[int],
+) -> None:
+    sizes = {"a": 700_000_000, "b": 250_000_000, "c": 50_000_000}
+    plan = BalancedPlan.from_class_sizes(sizes, global_batch_size=512, seed=1)
+    plan.batch(0, 0)
+    for step in range(1, 400):
+        del places_evaluated[:]
+        plan.batch(0, step)
+        assert sum(places_evaluated) <= BLOCK_PLACES
+
+
 def test_no_table_is_made_and_memory_does_not_grow_with_steps() -> None:
     tracemalloc.start()
     try:
