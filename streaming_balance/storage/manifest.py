@@ -240,7 +240,8 @@ def _missing(folder: Path) -> str:
     if any(belongs_to_a_pack(file.name) for file in folder.iterdir()):
         return (
             f"{folder} has no {MANIFEST_NAME}: an unfinished pack. Run the same pack command "
-            "again: it goes on where it stopped."
+            "again: it goes on where it stopped. (If it was complete and lost its manifest, add "
+            "--overwrite.)"
         )
     return (
         f"{folder} is not a data set: it has neither {MANIFEST_NAME} nor shards. "
