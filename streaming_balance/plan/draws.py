@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from streaming_balance.plan.independent import IndependentDraws
 from streaming_balance.plan.keys import stream_key
 from streaming_balance.plan.members import ClassMembers, ClassTable, fixed_subset
 from streaming_balance.plan.quotas import StepQuotas, split_totals
@@ -187,4 +188,38 @@ def used_members(table: ClassTable, strategy: Strategy, seed: int) -> tuple[Clas
     return tuple(
         fixed_subset(members, kept.get(members.label, 0), seed=seed) if members.size else members
         for members in table.members
+    )
+
+
+def make_draws(
+    table: ClassTable, strategy: Strategy, *, seed: int, shape: EpochShape, target: Target
+) -> Draws:
+    """Choose exact or independent draws.
+
+    Args:
+        table: who belongs to which class.
+        strategy: says how samples are drawn, and which of them.
+        seed: the run's seed.
+        shape: steps and batch sizes of an epoch.
+        target: the strategy's exact shares.
+
+    Returns:
+        What a plan asks for its batches.
+    """
+    members = used_members(table, strategy, seed)
+    if strategy.draw == "iid":
+        return IndependentDraws(
+            members,
+            num_samples=table.num_samples,
+            shares=np.array(target.shares, dtype=np.float64),
+            seed=seed,
+            shape=shape,
+        )
+    return QuotaDraws(
+        members,
+        num_samples=table.num_samples,
+        strategy=strategy,
+        seed=seed,
+        shape=shape,
+        target=target,
     )

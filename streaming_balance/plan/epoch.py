@@ -15,20 +15,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from streaming_balance.errors import ConfigError
 from streaming_balance.plan import promises
-from streaming_balance.plan.draws import Draws, QuotaDraws, used_members
-from streaming_balance.plan.independent import IndependentDraws
+from streaming_balance.plan.draws import make_draws
 from streaming_balance.plan.keys import check_seed, stream_key
 from streaming_balance.plan.members import ClassTable, sized_table
-from streaming_balance.plan.options import STRATA_REFUSED, whole_number
+from streaming_balance.plan.options import STRATA_REFUSED
 from streaming_balance.plan.ranks import check_ranks, rank_slots
 from streaming_balance.plan.section import parse_balance
-from streaming_balance.plan.shape import EpochShape
+from streaming_balance.plan.shape import EpochShape, check_batch_size
 from streaming_balance.plan.strategy import Strategy
 from streaming_balance.plan.tables import (
     LabelledSplits,
     check_patients_known,
     labels_table,
     named_by_class,
+    names_left_out,
     split_table,
 )
 
@@ -105,7 +105,7 @@ class BalancedPlan:
     ) -> None:
         self._table = table
         self.strategy, self.seed = strategy, check_seed(seed)
-        self.global_batch_size = _check_batch_size(global_batch_size)
+        self.global_batch_size = check_batch_size(global_batch_size)
         self.classes, self.num_samples = list(table.classes), table.num_samples
         self.sizes = MappingProxyType(
             {
@@ -116,7 +116,9 @@ class BalancedPlan:
         self.unit = "patient" if table.by_patient else "sample"
         self._target = strategy.target(table.sizes)
         self._shape = EpochShape(self._target, strategy, global_batch_size=self.global_batch_size)
-        self._draws = self._make_draws(table)
+        self._draws = make_draws(
+            table, strategy, seed=self.seed, shape=self._shape, target=self._target
+        )
         self.guarantees = MappingProxyType(promises.guarantees(strategy, table))
         self.warnings = promises.warnings(
             strategy,
@@ -202,7 +204,7 @@ class BalancedPlan:
                 balance a split that is not for training.
         """
         strategy = named_by_class(parse_balance(balance), shards)
-        left_out = _names_left_out(exclude)
+        left_out = names_left_out(exclude)
         return cls(
             split_table(shards, split, left_out=left_out, strategy=strategy),
             strategy=strategy,
@@ -407,26 +409,6 @@ class BalancedPlan:
             f"global_batch_size={self.global_batch_size}, seed={self.seed})"
         )
 
-    def _make_draws(self, table: ClassTable) -> Draws:
-        """Choose exact or independent draws."""
-        members = used_members(table, self.strategy, self.seed)
-        if self.strategy.draw == "iid":
-            return IndependentDraws(
-                members,
-                num_samples=table.num_samples,
-                shares=np.array(self._target.shares, dtype=np.float64),
-                seed=self.seed,
-                shape=self._shape,
-            )
-        return QuotaDraws(
-            members,
-            num_samples=table.num_samples,
-            strategy=self.strategy,
-            seed=self.seed,
-            shape=self._shape,
-            target=self._target,
-        )
-
     def _check_step(self, epoch: int, step: int, *, past_the_last: int = 0) -> tuple[int, int]:
         """Give `epoch` and `step` as plain integers if the epoch has that step."""
         number, steps = int(operator.index(step)), self.num_steps(epoch)
@@ -440,22 +422,4 @@ def _check_epoch(epoch: int) -> int:
     number = int(operator.index(epoch))
     if number < 0:
         raise IndexError(f"epoch is {number}; epochs count from 0.")
-    return number
-
-
-def _names_left_out(exclude: Iterable[str]) -> list[str]:
-    """Give the names to exclude in order, each once; one text is not a list of its letters."""
-    if isinstance(exclude, str | bytes):
-        raise ConfigError(
-            f"exclude is {exclude!r}; it must be a list of keys or patient ids, not text. "
-            f"Write [{exclude!r}] to leave one out."
-        )
-    return sorted(set(exclude))
-
-
-def _check_batch_size(size: int) -> int:
-    """Give the global batch size as a plain integer of at least 1."""
-    number = whole_number(size)
-    if number is None or number < 1:
-        raise ConfigError(f"global_batch_size is {size!r}; it must be an integer of at least 1.")
     return number

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from streaming_balance.errors import ConfigError
+from streaming_balance.plan.options import whole_number
 from streaming_balance.plan.strategy import Strategy, Target
 
 
@@ -56,3 +57,11 @@ class EpochShape:
 def _floor_and_ceiling(dividend: int, divisor: int) -> list[int]:
     """Divide both ways."""
     return [dividend // divisor, -(-dividend // divisor)]
+
+
+def check_batch_size(size: int) -> int:
+    """Give the global batch size as a plain integer of at least 1."""
+    number = whole_number(size)
+    if number is None or number < 1:
+        raise ConfigError(f"global_batch_size is {size!r}; it must be an integer of at least 1.")
+    return number

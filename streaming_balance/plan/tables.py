@@ -153,3 +153,13 @@ def _excluded(
             f"the split.{did_you_mean(unknown[0], keys.tolist())}"
         )
     return np.asarray(np.isin(keys, names) | np.isin(patients, names))
+
+
+def names_left_out(exclude: Iterable[str]) -> list[str]:
+    """Give the names to exclude in order, each once; one text is not a list of its letters."""
+    if isinstance(exclude, str | bytes):
+        raise ConfigError(
+            f"exclude is {exclude!r}; it must be a list of keys or patient ids, not text. "
+            f"Write [{exclude!r}] to leave one out."
+        )
+    return sorted(set(exclude))

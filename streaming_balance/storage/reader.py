@@ -65,10 +65,10 @@ class Reader:
 
     Examples:
         >>> from streaming_balance.storage.shards import open_shards
-        >>> shards = open_shards("shards/demo")  # doctest: +SKIP
-        >>> reader = shards.reader("train")  # doctest: +SKIP
-        >>> batch = np.empty((2, *reader.shape(0)), np.float32)  # doctest: +SKIP
-        >>> reader.read_into([0, 7], batch)  # doctest: +SKIP
+        >>> shards = open_shards("shards/demo")
+        >>> reader = shards.reader("train")
+        >>> batch = np.empty((2, *reader.shape(0)), np.float32)
+        >>> reader.read_into([0, 7], batch)
     """
 
     def __init__(

@@ -1,9 +1,9 @@
 """Opening a data set: checked once, then plain arrays and readers.
 
 >>> from streaming_balance.storage.shards import open_shards
->>> shards = open_shards("shards/demo")  # doctest: +SKIP
->>> shards.splits, shards.classes  # doctest: +SKIP
-(('train', 'val'), ['HGG', 'LGG'])
+>>> shards = open_shards("shards/demo")
+>>> shards.splits, shards.classes
+(('train', 'val'), ['LGG', 'HGG'])
 """
 
 from __future__ import annotations

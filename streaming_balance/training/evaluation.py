@@ -220,6 +220,13 @@ def eval_loader(
 
     Raises:
         ConfigError: a setting is wrong.
+
+    Examples:
+        >>> from streaming_balance.storage.shards import open_shards
+        >>> shards = open_shards("shards/demo")
+        >>> with eval_loader(shards, split="val", batch_size=4) as val:
+        ...     [len(batch["key"]) for batch in val]
+        [4, 1]
     """
     check_shards(shards)
     size_of_batch = whole_number(batch_size)

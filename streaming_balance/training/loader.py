@@ -254,6 +254,14 @@ def train_loader(
     Raises:
         ConfigError: a setting is wrong, or balancing is asked for on a split that is not for
             training.
+
+    Examples:
+        >>> from streaming_balance.storage.shards import open_shards
+        >>> shards = open_shards("shards/demo")
+        >>> with train_loader(shards, global_batch_size=4, balance="class_balanced") as train:
+        ...     batch = next(iter(train))
+        >>> batch["image"].shape, sorted(batch["label"].tolist())
+        (torch.Size([4, 4, 24, 24, 24]), [0, 0, 1, 1])
     """
     check_shards(shards)
     _refuse_reserved(mixing=mixing, workers=workers, on_error=on_error)
