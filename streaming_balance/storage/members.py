@@ -251,13 +251,18 @@ class SplitMembers:
         """Give the pages that samples lie on: which samples, the page, and their rows on it."""
         if not len(samples):
             return
-        for sample in (samples.min(), samples.max()):
-            self._check_sample(int(sample))
+        lowest, highest = int(samples.min()), int(samples.max())
+        self._check_sample(lowest)
+        self._check_sample(highest)
+        first, last = ((self._start + n) // TABLE_BLOCK_ROWS for n in (lowest, highest))
+        if first == last:
+            page = self._page(field, first)
+            yield slice(None), page, samples - page.first_sample
+            return
         numbers = (samples + self._start) // TABLE_BLOCK_ROWS
-        touched = np.unique(numbers).tolist()
-        for number in touched:
+        for number in np.unique(numbers).tolist():
             page = self._page(field, number)
-            here = numbers == number if len(touched) > 1 else slice(None)
+            here = numbers == number
             yield here, page, samples[here] - page.first_sample
 
     def _page(self, field: str, number: int) -> _Page:
