@@ -17,6 +17,7 @@ from streaming_balance.storage.kinds import ABSENT
 from streaming_balance.storage.reader import Reader
 from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.buffers import BufferPool
+from streaming_balance.training.threads import Signal
 from streaming_balance.training.transforms import KeyedTransform, Sample
 
 Batch = dict[str, Any]
@@ -62,7 +63,7 @@ class PendingBatch:
         num_pieces: int,
     ) -> None:
         self.request, self.num_bytes = request, num_bytes
-        self.done = threading.Event()
+        self.done = Signal()
         self._collect, self._missing = collect, num_pieces
         self._errors: dict[int, BaseException] = {}
         self._lock = threading.Lock()

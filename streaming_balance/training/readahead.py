@@ -13,6 +13,8 @@ from streaming_balance.training.threads import ReaderThreads
 # Small batches reach no budget of bytes: hundreds of thousands would be begun before the first is
 # given. So many hide any hiccup of the disk, and are begun in milliseconds.
 MOST_BATCHES = 32
+# Somebody waits for the batch that is given meanwhile: catching up is spread over several calls.
+BEGUN_AT_ONCE = 4
 
 
 class ReadAhead:
@@ -63,7 +65,12 @@ class ReadAhead:
         # Gone from the queue even if it failed: asking again reads it again.
         self._pending.popleft()
         batch = pending.take()
-        self._read_on(position)
+        try:
+            self._read_on(position)
+        except KeyboardInterrupt:
+            # Nobody has received the batch; asking again must not read it again.
+            self._pending.appendleft((position, pending))
+            raise
         return pending.request, batch, pending.num_bytes
 
     def clear(self) -> None:
@@ -77,7 +84,9 @@ class ReadAhead:
         last = self._pending[-1][0] if self._pending else delivered
         upcoming = self._following(last)
         try:
-            while upcoming is not None and self._begin(upcoming, self._request(upcoming)):
+            for _ in range(BEGUN_AT_ONCE):
+                if upcoming is None or not self._begin(upcoming, self._request(upcoming)):
+                    return
                 upcoming = self._following(upcoming)
         except BalanceError:
             # A batch that cannot even be begun says so when its turn comes, not before.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import queue
 import threading
@@ -18,6 +19,46 @@ Work = Callable[[], None]
 LIVENESS_SECONDS = 1.0
 # How long the interpreter waits, when it exits, for what the threads are in the middle of.
 EXIT_SECONDS = 1.0
+
+
+class Signal:
+    """Says once that something is done.
+
+    `threading.Event` does the same, but an interrupt (Ctrl-C) that meets its `wait` between two of
+    its lines leaves its inner lock taken, and whoever sets or awaits it later hangs. Here every
+    step that blocks is one call that takes nothing with it when it is interrupted.
+
+    Examples:
+        >>> done = Signal()
+        >>> done.wait(0.0), done.set(), done.wait(0.0)
+        (False, None, True)
+    """
+
+    __slots__ = ("_done", "_wake")
+
+    def __init__(self) -> None:
+        self._done = False
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def set(self) -> None:
+        """Say it."""
+        self._done = True
+        self._wake.put(None)
+
+    def is_set(self) -> bool:
+        """Tell whether it was said."""
+        return self._done
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """Wait until it is said, but no longer than this; one waits at a time.
+
+        Returns:
+            Whether it was said.
+        """
+        if not self._done:
+            with contextlib.suppress(queue.Empty):
+                self._wake.get(timeout=timeout_seconds)
+        return self._done
 
 
 class ReaderThreads:
@@ -51,7 +92,7 @@ class ReaderThreads:
         """Queue a piece of work; it must not raise."""
         self._work.put(work)
 
-    def wait(self, done: threading.Event) -> None:
+    def wait(self, done: Signal) -> None:
         """Wait until work is done.
 
         Raises:

@@ -9,7 +9,7 @@ import pytest
 
 from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.loader import BalancedLoader, train_loader
-from streaming_balance.training.readahead import MOST_BATCHES, ReadAhead
+from streaming_balance.training.readahead import BEGUN_AT_ONCE, MOST_BATCHES, ReadAhead
 from tests.building import Sample
 from tests.training.cohorts import packed, take
 
@@ -58,6 +58,8 @@ def test_bytes_under_way_stay_within_the_budget_with_volumes_of_33_megabytes(
 def test_many_small_batches_do_not_delay_the_first(small: ShardSet) -> None:
     with train_loader(small, global_batch_size=2, prefetch_bytes=1 << 40) as loader:
         next(iter(loader))
+        assert len(ahead_of(loader)._pending) == BEGUN_AT_ONCE
+        take(loader, MOST_BATCHES)
         assert len(ahead_of(loader)._pending) == MOST_BATCHES
 
 
@@ -76,7 +78,7 @@ def test_reading_ahead_goes_on_into_the_next_epoch(small: ShardSet) -> None:
         assert len(loader) == 1
         next(iter(loader))
         places = [(place.epoch, place.step) for place, _ in ahead_of(loader)._pending]
-        assert places == [(epoch, 0) for epoch in range(1, 1 + MOST_BATCHES)]
+        assert places == [(epoch, 0) for epoch in range(1, 1 + BEGUN_AT_ONCE)]
 
 
 def test_a_jump_forgets_what_was_read_ahead_for_the_old_place(small: ShardSet) -> None:

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from streaming_balance.errors import BalanceError
-from streaming_balance.training.threads import ReaderThreads
+from streaming_balance.training.threads import ReaderThreads, Signal
 from tests.training.cohorts import run_python
 
 DEADLINE = 10.0
@@ -21,7 +21,7 @@ def readers() -> list[threading.Thread]:
 
 
 def test_one_thread_does_the_work_in_the_order_given() -> None:
-    threads, done, order = ReaderThreads(1), threading.Event(), list[int]()
+    threads, done, order = ReaderThreads(1), Signal(), list[int]()
     for number in range(100):
         threads.submit(lambda number=number: order.append(number))  # type: ignore[misc]
     threads.submit(done.set)
@@ -55,7 +55,7 @@ def test_waiting_for_threads_that_are_gone_is_an_error_not_a_hang() -> None:
     threads.close()
     started = time.monotonic()
     with pytest.raises(BalanceError, match=r"reader threads of process .* are gone"):
-        threads.wait(threading.Event())
+        threads.wait(Signal())
     assert time.monotonic() - started < 5
 
 
@@ -105,7 +105,7 @@ def test_collecting_an_owner_in_one_of_its_threads_waits_for_no_other_thread() -
 
 
 def test_closing_inside_a_reader_thread_does_not_wait_for_itself() -> None:
-    threads, done = ReaderThreads(2), threading.Event()
+    threads, done = ReaderThreads(2), Signal()
 
     def close() -> None:
         threads.close()
