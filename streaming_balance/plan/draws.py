@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaming_balance.plan.independent import IndependentDraws
-from streaming_balance.plan.keys import stream_key
+from streaming_balance.plan.keys import key_family, stream_key
 from streaming_balance.plan.members import ClassMembers, ClassTable, fixed_subset
 from streaming_balance.plan.quotas import StepQuotas, split_totals
 from streaming_balance.plan.rotation import BLOCK_PLACES, Rotation, spacing_for
@@ -146,12 +146,11 @@ class QuotaDraws:
                 last[number] = short[place]
                 totals[number] -= short[place]
             steps -= 1
+        node_key = key_family(seed, "quota", epoch)
         walk = StepQuotas(
             [totals[number] for number in order],
             steps=max(1, steps),
-            offset_of=lambda start, length: (
-                stream_key(seed, "quota", epoch, start, length) % length
-            ),
+            offset_of=lambda start, length: node_key(start, length) % length,
         )
         return list(self.totals.before(epoch)), walk, last
 

@@ -58,11 +58,39 @@ def stream_key(seed: int, purpose: str, *parts: int | str | bytes) -> int:
         >>> stream_key(0, "order", 1) == stream_key(0, "order", "1")
         False
     """
-    digest = hashlib.blake2b(digest_size=KEY_BYTES, person=b"sb-stream-v1")
-    for part in (seed, purpose, *parts):
-        payload = _payload(part)
-        digest.update(_TAGS[type(part)] + len(payload).to_bytes(4, "little") + payload)
-    return int.from_bytes(digest.digest(), "little")
+    return key_family(seed, purpose)(*parts)
+
+
+def key_family(seed: int, purpose: str, *parts: int | str | bytes) -> Callable[..., int]:
+    """Give the keys of all streams whose names begin alike, hashing the beginning once.
+
+    Args:
+        seed: as for `stream_key`.
+        purpose: as for `stream_key`.
+        parts: the parts that the names have in common.
+
+    Returns:
+        A function from the remaining parts to the key that `stream_key` gives for the whole name.
+
+    Examples:
+        >>> key_family(42, "order", "LGG")(1) == stream_key(42, "order", "LGG", 1)
+        True
+    """
+    beginning = hashlib.blake2b(digest_size=KEY_BYTES, person=b"sb-stream-v1")
+    beginning.update(b"".join(map(_encoded, (seed, purpose, *parts))))
+
+    def key(*rest: int | str | bytes) -> int:
+        digest = beginning.copy()
+        digest.update(b"".join(map(_encoded, rest)))
+        return int.from_bytes(digest.digest(), "little")
+
+    return key
+
+
+def _encoded(part: int | str | bytes) -> bytes:
+    """Write one part so that no two names read alike: its type, its length, its bytes."""
+    payload = _payload(part)
+    return _TAGS[type(part)] + len(payload).to_bytes(4, "little") + payload
 
 
 def _payload(part: int | str | bytes) -> bytes:
