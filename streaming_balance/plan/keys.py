@@ -8,6 +8,7 @@ generator that remembers, and nothing that depends on who asked first.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
