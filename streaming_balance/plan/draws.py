@@ -75,6 +75,7 @@ class QuotaDraws:
                 hashes=members.hashes,
                 spacing=spacing_for(max(1, members.size), self._windows(number, strategy)),
                 lead=number * BLOCK_PLACES // len(self._members),
+                sorted_up_to=members.sorted_up_to,
             )
             for number, members in enumerate(self._members)
         ]

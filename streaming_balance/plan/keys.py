@@ -18,7 +18,8 @@ from streaming_balance.plan.options import whole_number
 
 MAX_SEED = 2**64 - 1
 KEY_BYTES = 16
-_TAGS: dict[type, bytes] = {int: b"i", str: b"s", bytes: b"b"}
+# A part is written as its type, its length and its bytes; integers of up to 64 bits are many.
+_INTEGER_STARTS = tuple(b"i" + length.to_bytes(4, "little") for length in range(10))
 
 
 def check_seed(seed: object, *, setting: str = "seed") -> int:
@@ -90,17 +91,12 @@ def key_family(seed: int, purpose: str, *parts: int | str | bytes) -> Callable[.
 
 def _encoded(part: int | str | bytes) -> bytes:
     """Write one part so that no two names read alike: its type, its length, its bytes."""
-    payload = _payload(part)
-    return _TAGS[type(part)] + len(payload).to_bytes(4, "little") + payload
-
-
-def _payload(part: int | str | bytes) -> bytes:
-    """Encode one typed part of a stream's name."""
-    if isinstance(part, str):
-        return part.encode()
     if isinstance(part, int):
-        return part.to_bytes(part.bit_length() // 8 + 1, "little", signed=True)
-    return part
+        length = part.bit_length() // 8 + 1
+        start = _INTEGER_STARTS[length] if length < 10 else b"i" + length.to_bytes(4, "little")
+        return start + part.to_bytes(length, "little", signed=True)
+    tag, payload = (b"s", part.encode()) if isinstance(part, str) else (b"b", part)
+    return tag + len(payload).to_bytes(4, "little") + payload
 
 
 def words(key: int, count: int, *, first_block: int = 0) -> NDArray[np.uint64]:
