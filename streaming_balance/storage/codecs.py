@@ -18,7 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaming_balance.errors import ConfigError, ShardError
-from streaming_balance.storage.blosc import blosc_module, blosc_on_this_thread
+from streaming_balance.storage.blosc import (
+    BLOSC_HEADER,
+    blosc_on_this_thread,
+    compress,
+    zero_ends,
+)
 from streaming_balance.storage.layout import CODEC_EXTENSIONS, codec_extension
 from streaming_balance.storage.npy import ArrayHeader, array_header, parse_header
 
@@ -26,10 +31,7 @@ AnyArray: TypeAlias = NDArray[Any]
 Stored: TypeAlias = bytes | bytearray | memoryview
 
 CHUNK_RAW_BYTES = 1 << 20  # fits a core's second-level cache, a multiple of every item size
-_COMPRESSION_LEVEL = 5
 _CHUNK_TABLE = struct.Struct("<II")  # raw bytes per chunk, number of chunks
-# Format version, LZ4 version, flags, item size, raw bytes, block bytes, stored bytes.
-_BLOSC_HEADER = struct.Struct("<BBBBIII")
 _BLOSC_FORMAT = 2
 _BLOSC_COMPRESSOR_SHIFT = 5  # the upper three bits of the flags name the compressor
 _BLOSC_LZ4 = 1
@@ -224,14 +226,8 @@ def _check_target(header: ArrayHeader, out: AnyArray) -> None:
 def _compressed_chunks(values: AnyArray) -> list[bytes]:
     """Compress flat little-endian values chunk by chunk, on this thread alone."""
     items = CHUNK_RAW_BYTES // values.dtype.itemsize
-    blosc = blosc_module()
     with blosc_on_this_thread():
-        return [
-            blosc.compress(
-                values[start : start + items], b"lz4", _COMPRESSION_LEVEL, blosc.SHUFFLE, 0
-            )
-            for start in range(0, len(values), items)
-        ]
+        return [compress(values[start : start + items]) for start in range(0, len(values), items)]
 
 
 def _chunks(stored: Stored, header: ArrayHeader) -> Iterator[tuple[memoryview, int, int]]:
@@ -264,9 +260,9 @@ def _chunks(stored: Stored, header: ArrayHeader) -> Iterator[tuple[memoryview, i
 
 def _check_chunk(chunk: memoryview, raw_bytes: int, item_bytes: int, position: int) -> None:
     """Refuse a Blosc chunk whose own header disagrees with what the table and shape say."""
-    if len(chunk) < _BLOSC_HEADER.size:
+    if len(chunk) < BLOSC_HEADER.size:
         raise ShardError(f"the chunk at byte {position:,} holds {len(chunk)} bytes: no header")
-    version, _, flags, own_item, own_raw, block, own_stored = _BLOSC_HEADER.unpack_from(chunk)
+    version, _, flags, own_item, own_raw, block, own_stored = BLOSC_HEADER.unpack_from(chunk)
     if version != _BLOSC_FORMAT or flags >> _BLOSC_COMPRESSOR_SHIFT != _BLOSC_LZ4:
         raise ShardError(f"the chunk at byte {position:,} is not Blosc LZ4")
     if (own_raw, own_stored, own_item) != (raw_bytes, len(chunk), item_bytes):
@@ -282,7 +278,7 @@ def _decompress(stored: Stored, header: ArrayHeader, flat: AnyArray) -> None:
     """Decompress every chunk straight into contiguous `flat`, of the stored dtype."""
     raw = flat.view(np.uint8).data
     with blosc_on_this_thread() as decompress:
-        for chunk, start, stop in _chunks(stored, header):
+        for chunk, start, stop in _parts_to_decode(stored, header, flat):
             decompress(chunk, raw[start:stop])
 
 
@@ -291,15 +287,31 @@ def _decompress_and_cast(
 ) -> None:
     """Decompress each chunk into a small scratch, then cast it into its place in `flat`."""
     item_bytes = header.dtype.itemsize
-    raw: AnyArray | None = None
+    raw: AnyArray = np.empty(0, dtype=np.uint8)
     with blosc_on_this_thread() as decompress:
-        for chunk, start, stop in _chunks(stored, header):
-            if raw is None:  # the first chunk is never shorter than the others
+        for chunk, start, stop in _parts_to_decode(stored, header, flat):
+            if len(raw) < stop - start:
                 raw = _scratch(scratch, stop - start)
-                values = raw.view(header.dtype)
-            decompress(chunk, raw[: stop - start])
+            decoded = raw[: stop - start]
+            decompress(chunk, decoded)
             items = slice(start // item_bytes, stop // item_bytes)
-            np.copyto(flat[items], values[: items.stop - items.start], casting="same_kind")
+            np.copyto(flat[items], decoded.view(header.dtype), casting="same_kind")
+
+
+def _parts_to_decode(
+    stored: Stored, header: ArrayHeader, flat: AnyArray
+) -> Iterator[tuple[memoryview, int, int]]:
+    """Write the zeros at the ends of every chunk, and give what lies between, as `_chunks` does."""
+    item_bytes = header.dtype.itemsize
+    for chunk, start, stop in _chunks(stored, header):
+        ends = zero_ends(chunk)
+        first, last = start + ends.before, stop - ends.after
+        for begin, end in ((start, first), (last, stop)):
+            if begin < end:
+                # Zero is zero bytes in every dtype, and bytes are set without being fetched.
+                flat[begin // item_bytes : end // item_bytes].view(np.uint8)[:] = 0
+        if first < last:
+            yield ends.chunk, first, last
 
 
 def _scratch(scratch: bytearray | AnyArray | None, num_bytes: int) -> AnyArray:

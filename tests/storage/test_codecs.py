@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numcodecs import blosc
@@ -361,3 +361,105 @@ def test_any_changed_byte_gives_an_array_or_a_shard_error(
     except (ShardError, ConfigError):
         return
     assert out.shape == (20, 20, 20)
+
+
+BLOCK_RAW_BYTES = 1 << 18  # what Blosc cuts a chunk of this size, level and item size into
+
+
+def blocks(pattern: str, dtype: str = "int16") -> NDArray[Any]:
+    """Make an array of Blosc blocks: `0` all zero, `x` noise, `.` zero but for one element."""
+    items = BLOCK_RAW_BYTES // np.dtype(dtype).itemsize
+    generator = np.random.default_rng(3)
+    made = np.zeros((len(pattern), items), dtype)
+    for number, kind in enumerate(pattern):
+        if kind == "x":
+            made[number] = generator.integers(0, 100, items)
+        elif kind == ".":
+            made[number, items // 2] = 1
+    return made.reshape(-1)
+
+
+@pytest.fixture
+def raw_bytes_decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count the raw bytes Blosc is asked to decode; it decodes them as ever."""
+    decoded: list[int] = []
+    real = blosc.decompress
+
+    def counting(chunk: memoryview, out: memoryview) -> object:
+        decoded.append(memoryview(out).nbytes)
+        return real(chunk, out)
+
+    monkeypatch.setattr(blosc, "decompress", counting)
+    return decoded
+
+
+@pytest.mark.parametrize("target", ["int16", "float32"])
+@pytest.mark.parametrize(
+    ("pattern", "needed"),
+    [
+        ("0000", 0),
+        ("00xx", 2),
+        ("xx00", 2),
+        ("0x.0", 2),
+        ("x00x", 4),
+        (".000", 1),
+        ("xxxx", 4),
+        ("0000xxxx00x", 5 + 2),
+    ],
+)
+def test_blocks_of_zeros_at_the_ends_of_a_chunk_are_never_decoded(
+    raw_bytes_decoded: list[int], pattern: str, needed: int, target: str
+) -> None:
+    array = blocks(pattern)
+    # The last chunk is shorter than a block pattern of four; its blocks are as long.
+    out = np.full(array.shape, 7, target)
+    decode_into(encode(array, "blosc"), "blosc", out)
+    np.testing.assert_array_equal(out, array)
+    assert sum(raw_bytes_decoded) <= needed * BLOCK_RAW_BYTES
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int16", "float32", "float64"])
+def test_zeros_come_back_in_every_dtype(raw_bytes_decoded: list[int], dtype: str) -> None:
+    for length in (CHUNK_RAW_BYTES, 3 * CHUNK_RAW_BYTES + 24, 1000):
+        array = np.zeros(length // np.dtype(dtype).itemsize, dtype)
+        out = np.ones_like(array)
+        decode_into(encode(array, "blosc"), "blosc", out)
+        np.testing.assert_array_equal(out, array)
+        array[-1] = 1
+        np.testing.assert_array_equal(decode(encode(array, "blosc"), "blosc"), array)
+    assert sum(raw_bytes_decoded) <= CHUNK_RAW_BYTES + 5 * BLOCK_RAW_BYTES
+
+
+def test_negative_zero_is_no_block_of_zeros() -> None:
+    array = np.zeros(CHUNK_RAW_BYTES // 4, np.float32)
+    array[: BLOCK_RAW_BYTES // 4] = -0.0
+    assert np.signbit(decode(encode(array, "blosc"), "blosc")).sum() == BLOCK_RAW_BYTES // 4
+
+
+@example(pattern="0", at=1, value=0)  # an unknown version of LZ4, in a chunk of nothing but zeros
+@given(
+    pattern=st.text("0x.", min_size=1, max_size=9),
+    at=st.integers(0, 400),
+    value=st.integers(0, 255),
+)
+def test_damage_between_zeros_gives_what_blosc_alone_gives_or_an_error(
+    pattern: str, at: int, value: int
+) -> None:
+    """What is taken off a chunk never hides damage that Blosc would have found."""
+    stored = bytearray(encode(blocks(pattern), "blosc"))
+    chunks_at = len(stored) - sum(
+        struct.unpack_from(f"<{-(-len(pattern) // 4)}I", stored, HEADER_BYTES + 8)
+    )
+    place = min(chunks_at + at, len(stored) - 1)
+    stored[place] = value
+    try:
+        found = decode(bytes(stored), "blosc")
+    except ShardError:
+        return
+    expected, position = np.empty_like(found), chunks_at
+    for start in range(0, len(found), CHUNK_RAW_BYTES // 2):
+        length = struct.unpack_from("<I", stored, position + 12)[0]
+        part = expected[start : start + CHUNK_RAW_BYTES // 2]
+        blosc.decompress(bytes(stored[position : position + length]), part)
+        position += length
+    np.testing.assert_array_equal(found, expected)
