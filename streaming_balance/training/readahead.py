@@ -44,6 +44,8 @@ class ReadAhead:
         self._request, self._following = request, following
         self._budget_bytes = budget_bytes
         self._pending: deque[tuple[Position, PendingBatch]] = deque()
+        # What came after the budget was used: it is asked for again when there is room.
+        self._refused: tuple[Position, BatchRequest] | None = None
         self.most_bytes = 0
         """Most bytes that were ever under way at once."""
 
@@ -78,6 +80,7 @@ class ReadAhead:
         for _, pending in self._pending:
             pending.cancelled = True
         self._pending.clear()
+        self._refused = None
 
     def _read_on(self, delivered: Position) -> None:
         """Begin the batches after what is under way, until the budget is used."""
@@ -85,12 +88,22 @@ class ReadAhead:
         upcoming = self._following(last)
         try:
             for _ in range(BEGUN_AT_ONCE):
-                if upcoming is None or not self._begin(upcoming, self._request(upcoming)):
+                if upcoming is None:
+                    return
+                request = self._requested(upcoming)
+                if not self._begin(upcoming, request):
+                    self._refused = (upcoming, request)
                     return
                 upcoming = self._following(upcoming)
         except BalanceError:
             # A batch that cannot even be begun says so when its turn comes, not before.
             return
+
+    def _requested(self, position: Position) -> BatchRequest:
+        """Say what a position asks for, planned once even if it had to wait for room."""
+        if self._refused is not None and self._refused[0] == position:
+            return self._refused[1]
+        return self._request(position)
 
     def _begin(self, position: Position, request: BatchRequest) -> bool:
         """Begin one batch if it fits the budget; the first one always does."""

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from streaming_balance.plan.epoch import BalancedPlan
 from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.loader import BalancedLoader, train_loader
 from streaming_balance.training.readahead import BEGUN_AT_ONCE, MOST_BATCHES, ReadAhead
@@ -71,6 +73,24 @@ def test_the_budget_changes_no_batch(small: ShardSet) -> None:
         ) as loader:
             runs.append(take(loader, 20))
     assert all(run == runs[0] for run in runs)
+
+
+@pytest.mark.parametrize("budget", [0, 1000, 1 << 30])
+def test_every_batch_is_planned_once_however_long_it_waits_for_room(
+    small: ShardSet, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[tuple[int, int]] = []
+    batch_of = BalancedPlan.batch
+
+    def counting(plan: BalancedPlan, epoch: int, step: int) -> NDArray[np.int64]:
+        planned.append((epoch, step))
+        return batch_of(plan, epoch, step)
+
+    monkeypatch.setattr(BalancedPlan, "batch", counting)
+    with train_loader(small, global_batch_size=2, prefetch_bytes=budget) as loader:
+        take(loader, 40)
+    assert len(planned) >= 40
+    assert len(set(planned)) == len(planned)
 
 
 def test_reading_ahead_goes_on_into_the_next_epoch(small: ShardSet) -> None:
