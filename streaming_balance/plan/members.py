@@ -43,7 +43,8 @@ class ClassMembers:
     @property
     def sorted_up_to(self) -> int:
         """The largest class whose passes are sorted whole, so that leaving one out moves none."""
-        return NUMBERED_EXACT_LIMIT if self.samples is None else EXACT_LIMIT
+        numbered = self.samples is None and self.names is None
+        return NUMBERED_EXACT_LIMIT if numbered else EXACT_LIMIT
 
     def hashes(self) -> NDArray[np.uint64]:
         """Hash every unit by its own name: `(n_c,)`."""

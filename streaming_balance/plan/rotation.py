@@ -100,6 +100,7 @@ class Rotation:
         "_label",
         "_lead",
         "_networks",
+        "_next",
         "_seed",
         "_sorts",
         "size",
@@ -121,6 +122,8 @@ class Rotation:
         self._seed, self._label = seed, label
         self._hashes_of, self._lead = hashes, lead
         self._sorts = size <= sorted_up_to
+        # The place after the last one given: whoever asks for it walks, and gets blocks.
+        self._next = (0, 0)
         self._hashes: NDArray[np.uint64] | None = None
         self._blocks: OrderedDict[tuple[str, int, int], NDArray[np.int64]] = OrderedDict()
         self._networks: OrderedDict[tuple[int, ...], FeistelPermutation] = OrderedDict()
@@ -185,18 +188,13 @@ class Rotation:
             return self._block("pass", pass_number, 0)[start : start + count]
         first = (start + self._lead) // BLOCK_PLACES
         last = (start + count - 1 + self._lead) // BLOCK_PLACES
-        if last - first >= CACHED_BLOCKS:
-            return self._distant(pass_number, np.arange(start, start + count, dtype=np.int64))
         names = [("pass", pass_number, number) for number in range(first, last + 1)]
-        if len(names) > 1 and not any(name in self._blocks for name in names):
-            # Two blocks computed at once cost hardly more than one.
-            members = self._blocks_of_pass(pass_number, first, last)
-            offset = start - self._first_place(first)
-            for number, name in enumerate(names, first):
-                begin = self._first_place(number) - self._first_place(first)
-                stop = self._first_place(number + 1) - self._first_place(first)
-                self._keep(name, members[begin:stop])
-            return members[offset : offset + count]
+        is_walking, self._next = self._next == (pass_number, start), (pass_number, start + count)
+        if len(names) > CACHED_BLOCKS or not (
+            is_walking or any(name in self._blocks for name in names)
+        ):
+            # Nobody asked for the places before: those after may never be asked for either.
+            return self._distant(pass_number, np.arange(start, start + count, dtype=np.int64))
         blocks = [self._block(*name) for name in names]
         offset = start - self._first_place(first)
         return np.concatenate(blocks)[offset : offset + count]
@@ -204,11 +202,6 @@ class Rotation:
     def _first_place(self, number: int) -> int:
         """Give the place of a pass at which a block starts."""
         return min(self.size, max(0, number * BLOCK_PLACES - self._lead))
-
-    def _blocks_of_pass(self, pass_number: int, first: int, last: int) -> NDArray[np.int64]:
-        """Compute neighbouring blocks of a pass too large to sort."""
-        start, stop = self._first_place(first), self._first_place(last + 1)
-        return self._distant(pass_number, np.arange(start, stop, dtype=np.int64))
 
     def _block(self, kind: str, pass_number: int, number: int) -> NDArray[np.int64]:
         """Give a piece of a pass, computed once while it is in use."""
@@ -235,7 +228,8 @@ class Rotation:
             if self._hashes is None:
                 self._hashes = self._hashes_of()
             return self._exact_pass(pass_number, self._hashes)
-        return self._blocks_of_pass(pass_number, number, number)
+        start, stop = self._first_place(number), self._first_place(number + 1)
+        return self._distant(pass_number, np.arange(start, stop, dtype=np.int64))
 
     def _exact_pass(self, pass_number: int, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Shuffle all members, or the members of each fixed group among themselves."""

@@ -314,6 +314,18 @@ def test_excluding_patients_leaves_the_order_of_the_others(gone: set[int], seed:
     assert after == [name for name in before if name not in left_out]
 
 
+def test_excluding_one_of_ten_thousand_samples_leaves_the_order_of_the_others() -> None:
+    # Classes known by size alone are not sorted at this size; those with names are.
+    names = [f"P{number:05}" for number in range(10_000)]
+    shards = Shards(names, ["a"] * 10_000, ["a"])
+    options: dict[str, Any] = {"global_batch_size": 1000, "balance": None, "seed": 4}
+    whole = BalancedPlan.for_shards(shards, **options)
+    fewer = BalancedPlan.for_shards(shards, exclude=["P00007"], **options)
+    after = np.concatenate([fewer.batch(0, step) for step in range(9)])
+    before = np.concatenate([whole.batch(0, step) for step in range(10)])
+    assert after.tolist() == before[before != 7][: len(after)].tolist()
+
+
 def test_adding_patients_leaves_the_order_of_the_others() -> None:
     # The newcomer's name comes first, so every sample number moves.
     names = [f"P{number:02}" for number in range(1, 60)]
