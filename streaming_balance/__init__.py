@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from streaming_balance.plan.epoch import BalancedPlan
     from streaming_balance.storage.codecs import decode_member as decode
     from streaming_balance.storage.shards import ShardSet, open_shards
+    from streaming_balance.tabular import smote
     from streaming_balance.training.evaluation import EvalLoader, eval_loader
     from streaming_balance.training.loader import BalancedLoader, train_loader
 
@@ -46,6 +47,7 @@ __all__ = [
     "eval_loader",
     "load_config",
     "open_shards",
+    "smote",
     "train_loader",
     "write_shards",
 ]
@@ -65,6 +67,7 @@ _HOMES = {
     "eval_loader": ("streaming_balance.training.evaluation", "eval_loader"),
     "load_config": ("streaming_balance.config", "load_config"),
     "open_shards": ("streaming_balance.storage.shards", "open_shards"),
+    "smote": ("streaming_balance.tabular", "smote"),
     "train_loader": ("streaming_balance.training.loader", "train_loader"),
     "write_shards": ("streaming_balance.ingest.pack", "write_shards"),
 }
