@@ -140,15 +140,15 @@ def _synthesised(
             "pip install 'streaming-balance[tabular]'."
         ) from error
     own = table[mine]
-    # Only rows of the class shape its synthetic rows. One foreign row stands by because the
-    # library refuses a table of one class; it is never a neighbour.
-    foreign = table[np.flatnonzero(~mine)[:1]]
+    # The library refuses a table of one class, so one row stands by as another; it is joined with
+    # none, and what it holds does not matter.
+    other = own[:1]
     maker = SMOTE(
         sampling_strategy={1: len(own) + count},
         k_neighbors=neighbours,
         random_state=int(words(key, 1)[0] >> np.uint64(32)),
     )
-    rows, _ = maker.fit_resample(np.concatenate([own, foreign]), [1] * len(own) + [0])
+    rows, _ = maker.fit_resample(np.concatenate([own, other]), [1] * len(own) + [0])
     return np.asarray(rows[len(own) + 1 :], dtype=table.dtype)
 
 
