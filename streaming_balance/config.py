@@ -16,6 +16,7 @@ from streaming_balance.plan.keys import check_seed
 from streaming_balance.plan.section import (
     YAML_ENDINGS,
     Balancing,
+    ClassWeights,
     parse_balance,
     parse_balancing,
 )
@@ -79,13 +80,27 @@ def load_config(path: str | Path) -> Config:
         raise ConfigError(f"{place}: {error}") from error
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BalanceSettings:
+    """What any way to say `balance=` comes to."""
+
+    strategy: Strategy
+    """How samples are drawn."""
+    seed: int | None
+    """`compute.seed`, when a file gave one."""
+    class_weights: ClassWeights
+    """Weights for the loss; not enabled unless a `data.balancing` section enables them."""
+    active: tuple[str, ...]
+    """What is in force, in words for a log."""
+
+
 def resolve_balance(balance: object) -> tuple[Strategy, int | None]:
     """Turn any way to say `balance=` into a strategy and the seed that came with it.
 
     Args:
         balance: a strategy's name; a mapping with `name` and the strategy's options; another
-            mapping, taken for a `data.balancing` section; the path of a YAML file; a `Config`; a
-            strategy value; or None for natural order.
+            mapping, taken for a `data.balancing` section; the path of a YAML file; a `Config`, or
+            its `balancing`; a strategy value; or None for natural order.
 
     Returns:
         The strategy, and `compute.seed` when a file gave one, else None.
@@ -99,13 +114,43 @@ def resolve_balance(balance: object) -> tuple[Strategy, int | None]:
         >>> resolve_balance({"downsampling": {"enabled": True}})[0].name
         'downsample'
     """
+    settings = read_settings(balance)
+    return settings.strategy, settings.seed
+
+
+def read_settings(balance: object) -> BalanceSettings:
+    """Read any way to say `balance=`, the weights of the loss included.
+
+    Args:
+        balance: as in `resolve_balance`.
+
+    Raises:
+        ConfigError: none of these, or the settings are wrong.
+
+    Examples:
+        >>> read_settings({"class_weights": {"enabled": True}}).active
+        ('no sampling', 'class_weights (inverse_frequency, basis natural)')
+    """
+    seed = None
     if isinstance(balance, Path) or _names_a_file(balance):
         balance = load_config(str(balance))
     if isinstance(balance, Config):
         _warn_of_no_balance(balance)
-        return (balance.balancing or Balancing()).to_strategy(), balance.seed
+        seed, balance = balance.seed, balance.balancing or Balancing()
+    if isinstance(balance, Mapping) and "name" not in balance:
+        balance = parse_balancing(balance, setting="balance")
+    if isinstance(balance, Balancing):
+        return BalanceSettings(
+            strategy=balance.to_strategy(),
+            seed=seed,
+            class_weights=balance.class_weights,
+            active=balance.active,
+        )
     if balance is None or isinstance(balance, str | Mapping | Strategy):
-        return parse_balance(balance), None
+        strategy = parse_balance(balance)
+        return BalanceSettings(
+            strategy=strategy, seed=None, class_weights=ClassWeights(), active=(strategy.name,)
+        )
     raise ConfigError(
         f"balance is {balance!r}; it must be a strategy's name, a mapping with a name, a "
         f"data.balancing section, the path of a YAML file, or None."

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from streaming_balance.errors import ConfigError, did_you_mean
-from streaming_balance.plan.options import STRATA_REFUSED, check_number, listed, named_numbers
+from streaming_balance.plan.options import check_number, listed, named_numbers
 from streaming_balance.plan.strategies import parse_strategy
 from streaming_balance.plan.strategy import Strategy
 from streaming_balance.plan.weights import check_beta
@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 YAML_ENDINGS = (".yaml", ".yml")
 METHODS = ("inverse_frequency", "effective_num", "manual")
+BASES = ("natural", "sampled")
 
 # By label, or in class order.
 ManualWeights = Mapping[str, float] | tuple[float, ...]
@@ -90,11 +91,21 @@ class ClassWeights:
     """Weight per class for `manual`."""
     normalize: bool = True
     """Scale the weights to sum to the number of present classes."""
+    basis: str = "natural"
+    """What is counted: `natural`, the samples there are, or `sampled`, what the plan delivers."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         _check_flags(self, "enabled", "normalize")
         _check_weighting(self)
+        if self.basis not in BASES:
+            hint = did_you_mean(str(self.basis), BASES)
+            raise ConfigError(f"basis is {self.basis!r}; allowed: {listed(BASES)}.{hint}")
+        if self.basis == "sampled" and self.method == "manual":
+            raise ConfigError(
+                "basis is 'sampled', but method: manual takes the weights as they are written; "
+                "leave basis out, or use method: inverse_frequency."
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +138,21 @@ class Balancing:
     def is_idle(self) -> bool:
         """Whether nothing is enabled: samples come as they are, and the loss has no weights."""
         return not self.class_weights.enabled and not dict(self._samplings())
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """What is in force, in words: the sampling that decides, and the weights of the loss.
+
+        Examples:
+            >>> parse_balancing({"upsampling": {"enabled": True},
+            ...     "class_weights": {"enabled": True}}).active
+            ('upsampling', 'class_weights (inverse_frequency, basis natural)')
+        """
+        sampling = next(iter(dict(self._samplings())), "no sampling")
+        weights = self.class_weights
+        if not weights.enabled:
+            return (sampling,)
+        return sampling, f"class_weights ({weights.method}, basis {weights.basis})"
 
     def to_strategy(self) -> Strategy:
         """Give the strategy these settings ask for; nothing enabled means natural order.
@@ -239,7 +265,10 @@ def _checked_keys(section: object, kind: type, setting: str) -> dict[str, Any]:
         raise ConfigError(f"{setting} is {section!r}; it must be a mapping.")
     known = [entry.name for entry in fields(kind)]
     if "strata" in section:
-        raise ConfigError(f"{setting}: {STRATA_REFUSED}")
+        raise ConfigError(
+            f"{setting} has no key 'strata'; joint balancing is an option of a strategy: write "
+            f"strategy: {{name: class_balanced, strata: {section['strata']!r}}}."
+        )
     for key in section:
         if key not in known:
             hint = did_you_mean(str(key), known)

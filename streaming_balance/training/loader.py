@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
@@ -12,20 +11,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from streaming_balance.config import resolve_balance
+from streaming_balance.config import read_settings
 from streaming_balance.errors import ConfigError, ResumeError
 from streaming_balance.plan.epoch import BalancedPlan
 from streaming_balance.plan.strategy import Strategy
 from streaming_balance.storage.reader import Verify
 from streaming_balance.storage.shards import ShardSet
+from streaming_balance.training.announcement import announce, announcement
 from streaming_balance.training.batches import Batch, BatchRequest
 from streaming_balance.training.delivery import Delivery, check_shards, delivery
 from streaming_balance.training.environment import find_ranks
 from streaming_balance.training.iteration import PlannedLoader
 from streaming_balance.training.state import LoaderState, Position, delivered
 from streaming_balance.training.transforms import Transform
-
-logger = logging.getLogger(__name__)
 
 
 class BalancedLoader(PlannedLoader):
@@ -265,17 +263,21 @@ def train_loader(
     """
     check_shards(shards)
     _refuse_reserved(mixing=mixing, workers=workers, on_error=on_error)
-    strategy, configured_seed = resolve_balance(balance)
+    settings = read_settings(balance)
     if seed is None:
-        seed = 0 if configured_seed is None else configured_seed
+        seed = settings.seed or 0
     found_rank, found_num_ranks = find_ranks(rank, num_ranks)
     plan = BalancedPlan.for_shards(
         shards,
         global_batch_size=global_batch_size,
-        balance=strategy,
+        balance=settings.strategy,
         seed=seed,
         split=split,
         exclude=exclude,
+    )
+    # On every rank: settings that are refused are refused everywhere.
+    messages = announcement(
+        plan, settings, num_ranks=found_num_ranks, classes_declared=shards.classes_declared
     )
     how = delivery(
         dtype=dtype,
@@ -291,36 +293,8 @@ def train_loader(
         shards, plan, split=split, rank=found_rank, num_ranks=found_num_ranks, delivery=how
     )
     if not found_rank:
-        _log_start(plan, num_ranks=found_num_ranks)
+        announce(messages)
     return loader
-
-
-def _log_start(plan: BalancedPlan, *, num_ranks: int) -> None:
-    """Log the class distribution before and after, and what is probably not meant."""
-    total = sum(plan.sizes.values())
-    for label, share in plan.shares.items():
-        size = plan.sizes[label]
-        logger.info(
-            "%s: class %s has %d %ss, %.1f%% of the data and %.1f%% of what is delivered",
-            plan.strategy.name,
-            label,
-            size,
-            plan.unit,
-            100 * size / total,
-            100 * share,
-        )
-    for warning in plan.warnings:
-        logger.warning("%s", warning)
-    if plan.global_batch_size % num_ranks:
-        logger.warning(
-            "%d ranks do not divide a global batch of %d: ranks get %d or %d samples. Multiply the "
-            "rank's mean loss by batch['loss_scale'], or use global_batch_size=%d.",
-            num_ranks,
-            plan.global_batch_size,
-            plan.global_batch_size // num_ranks,
-            plan.global_batch_size // num_ranks + 1,
-            -(-plan.global_batch_size // num_ranks) * num_ranks,
-        )
 
 
 def _refuse_reserved(*, mixing: object, workers: int, on_error: str) -> None:
