@@ -24,12 +24,22 @@ if TYPE_CHECKING:
         SplitError,
     )
     from streaming_balance.ingest.pack import write_shards
+    from streaming_balance.plan.distribution import get_class_distribution
     from streaming_balance.plan.epoch import BalancedPlan
     from streaming_balance.storage.codecs import decode_member as decode
     from streaming_balance.storage.shards import ShardSet, open_shards
     from streaming_balance.tabular import smote
+    from streaming_balance.training.class_weights import (
+        compute_class_weights,
+        compute_effective_num_weights,
+        compute_weights_from_config,
+    )
     from streaming_balance.training.evaluation import EvalLoader, eval_loader
     from streaming_balance.training.loader import BalancedLoader, train_loader
+    from streaming_balance.training.losses import (
+        ClassWeightedCrossEntropyLoss,
+        ClassWeightedMSELoss,
+    )
 
 __version__ = "0.1.0"
 
@@ -37,14 +47,20 @@ __all__ = [
     "BalanceError",
     "BalancedLoader",
     "BalancedPlan",
+    "ClassWeightedCrossEntropyLoss",
+    "ClassWeightedMSELoss",
     "ConfigError",
     "EvalLoader",
     "ResumeError",
     "ShardError",
     "ShardSet",
     "SplitError",
+    "compute_class_weights",
+    "compute_effective_num_weights",
+    "compute_weights_from_config",
     "decode",
     "eval_loader",
+    "get_class_distribution",
     "load_config",
     "open_shards",
     "smote",
@@ -57,14 +73,29 @@ _HOMES = {
     "BalanceError": ("streaming_balance.errors", "BalanceError"),
     "BalancedLoader": ("streaming_balance.training.loader", "BalancedLoader"),
     "BalancedPlan": ("streaming_balance.plan.epoch", "BalancedPlan"),
+    "ClassWeightedCrossEntropyLoss": (
+        "streaming_balance.training.losses",
+        "ClassWeightedCrossEntropyLoss",
+    ),
+    "ClassWeightedMSELoss": ("streaming_balance.training.losses", "ClassWeightedMSELoss"),
     "ConfigError": ("streaming_balance.errors", "ConfigError"),
     "EvalLoader": ("streaming_balance.training.evaluation", "EvalLoader"),
     "ResumeError": ("streaming_balance.errors", "ResumeError"),
     "ShardError": ("streaming_balance.errors", "ShardError"),
     "ShardSet": ("streaming_balance.storage.shards", "ShardSet"),
     "SplitError": ("streaming_balance.errors", "SplitError"),
+    "compute_class_weights": ("streaming_balance.training.class_weights", "compute_class_weights"),
+    "compute_effective_num_weights": (
+        "streaming_balance.training.class_weights",
+        "compute_effective_num_weights",
+    ),
+    "compute_weights_from_config": (
+        "streaming_balance.training.class_weights",
+        "compute_weights_from_config",
+    ),
     "decode": ("streaming_balance.storage.codecs", "decode_member"),
     "eval_loader": ("streaming_balance.training.evaluation", "eval_loader"),
+    "get_class_distribution": ("streaming_balance.plan.distribution", "get_class_distribution"),
     "load_config": ("streaming_balance.config", "load_config"),
     "open_shards": ("streaming_balance.storage.shards", "open_shards"),
     "smote": ("streaming_balance.tabular", "smote"),
