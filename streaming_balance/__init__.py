@@ -34,45 +34,63 @@ if TYPE_CHECKING:
         compute_effective_num_weights,
         compute_weights_from_config,
     )
+    from streaming_balance.training.datasets import (
+        downsample_dataset,
+        get_balanced_dataloader,
+        upsample_dataset,
+    )
     from streaming_balance.training.evaluation import EvalLoader, eval_loader
     from streaming_balance.training.loader import BalancedLoader, train_loader
     from streaming_balance.training.losses import (
         ClassWeightedCrossEntropyLoss,
         ClassWeightedMSELoss,
     )
+    from streaming_balance.training.samplers import BalancedBatchSampler, BalancedSampler
+    from streaming_balance.training.shard_dataset import ShardDataset
+    from streaming_balance.training.weighted import create_weighted_sampler, get_weighted_sampler
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BalanceError",
+    "BalancedBatchSampler",
     "BalancedLoader",
     "BalancedPlan",
+    "BalancedSampler",
     "ClassWeightedCrossEntropyLoss",
     "ClassWeightedMSELoss",
     "ConfigError",
     "EvalLoader",
     "ResumeError",
+    "ShardDataset",
     "ShardError",
     "ShardSet",
     "SplitError",
     "compute_class_weights",
     "compute_effective_num_weights",
     "compute_weights_from_config",
+    "create_weighted_sampler",
     "decode",
+    "downsample_dataset",
     "eval_loader",
+    "get_balanced_dataloader",
     "get_class_distribution",
+    "get_weighted_sampler",
     "load_config",
     "open_shards",
     "smote",
     "train_loader",
+    "upsample_dataset",
     "write_shards",
 ]
 
 # Public name -> where it lives, and what it is called there.
 _HOMES = {
     "BalanceError": ("streaming_balance.errors", "BalanceError"),
+    "BalancedBatchSampler": ("streaming_balance.training.samplers", "BalancedBatchSampler"),
     "BalancedLoader": ("streaming_balance.training.loader", "BalancedLoader"),
     "BalancedPlan": ("streaming_balance.plan.epoch", "BalancedPlan"),
+    "BalancedSampler": ("streaming_balance.training.samplers", "BalancedSampler"),
     "ClassWeightedCrossEntropyLoss": (
         "streaming_balance.training.losses",
         "ClassWeightedCrossEntropyLoss",
@@ -81,6 +99,7 @@ _HOMES = {
     "ConfigError": ("streaming_balance.errors", "ConfigError"),
     "EvalLoader": ("streaming_balance.training.evaluation", "EvalLoader"),
     "ResumeError": ("streaming_balance.errors", "ResumeError"),
+    "ShardDataset": ("streaming_balance.training.shard_dataset", "ShardDataset"),
     "ShardError": ("streaming_balance.errors", "ShardError"),
     "ShardSet": ("streaming_balance.storage.shards", "ShardSet"),
     "SplitError": ("streaming_balance.errors", "SplitError"),
@@ -93,13 +112,18 @@ _HOMES = {
         "streaming_balance.training.class_weights",
         "compute_weights_from_config",
     ),
+    "create_weighted_sampler": ("streaming_balance.training.weighted", "create_weighted_sampler"),
     "decode": ("streaming_balance.storage.codecs", "decode_member"),
+    "downsample_dataset": ("streaming_balance.training.datasets", "downsample_dataset"),
     "eval_loader": ("streaming_balance.training.evaluation", "eval_loader"),
+    "get_balanced_dataloader": ("streaming_balance.training.datasets", "get_balanced_dataloader"),
     "get_class_distribution": ("streaming_balance.plan.distribution", "get_class_distribution"),
+    "get_weighted_sampler": ("streaming_balance.training.weighted", "get_weighted_sampler"),
     "load_config": ("streaming_balance.config", "load_config"),
     "open_shards": ("streaming_balance.storage.shards", "open_shards"),
     "smote": ("streaming_balance.tabular", "smote"),
     "train_loader": ("streaming_balance.training.loader", "train_loader"),
+    "upsample_dataset": ("streaming_balance.training.datasets", "upsample_dataset"),
     "write_shards": ("streaming_balance.ingest.pack", "write_shards"),
 }
 
