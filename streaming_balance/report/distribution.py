@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streaming_balance.errors import ConfigError
 from streaming_balance.plan.epoch import BalancedPlan
+from streaming_balance.report.style import (
+    COLOURS,
+    HATCHES,
+    check_picture_path,
+    new_figure,
+    own_style,
+    save_figure,
+    tick_whole_numbers,
+)
 
-try:
-    import matplotlib.style
+if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.patches import Rectangle
-    from matplotlib.ticker import MaxNLocator
-except ImportError as error:
-    raise ConfigError(
-        "pictures need matplotlib, which is not installed. Install it with "
-        "pip install 'streaming-balance[report]'."
-    ) from error
-
-# Told apart by people who do not see red and green alike (Okabe and Ito, 2008); their black is left
-# out, since hatching would not show on it.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
-# With more classes than colours, the colours come again, hatched: 7 x 5 classes look different.
-HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\")
-# Neither a date nor a version of matplotlib belongs into a file that is compared.
-METADATA: Mapping[str, dict[str, Any]] = {
-    ".png": {"Software": None},
-    ".svg": {"Date": None, "Creator": None},
-}
 
 INCHES_WIDE, INCHES_PER_PANEL, INCHES_PER_LABEL, INCHES_AROUND = 9.0, 2.1, 0.19, 0.7
-DOTS_PER_INCH = 120
 BAR_WIDTH = 0.86
 # This many bars and more are drawn without gaps: the gaps would swallow them.
 MANY_BATCHES = 100
@@ -94,16 +82,15 @@ def draw_class_counts(
     """
     _check_drawable(panels, classes, path)
     rarest_first = np.argsort(next(iter(panels.values())).sum(axis=0), kind="stable")
-    with _own_style():
-        layout = ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1, hspace=0.03)
-        figure = Figure(figsize=_inches(len(panels), len(classes)), layout=layout)
+    with own_style():
+        figure = new_figure(*_inches(len(panels), len(classes)))
         axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         for panel, (title, counts) in zip(axes, panels.items(), strict=True):
             bars = _stack_bars(panel, counts, rarest_first)
             _caption(panel, title, counts, classes, rarest=int(rarest_first[0]))
         axes[-1].set_xlabel("global batch")
         _add_legend(figure, bars, [classes[number] for number in rarest_first])
-        figure.savefig(path, dpi=DOTS_PER_INCH, metadata=METADATA[path.suffix])
+    save_figure(figure, path)
     return figure
 
 
@@ -111,10 +98,7 @@ def _check_drawable(
     panels: Mapping[str, NDArray[np.int64]], classes: Sequence[str], path: Path
 ) -> None:
     """Refuse what would give an empty or a misleading picture."""
-    if path.suffix not in METADATA:
-        raise ConfigError(
-            f"{path}: pictures are written as {' or '.join(METADATA)}; give a name that ends so."
-        )
+    check_picture_path(path)
     if not panels:
         raise ConfigError("there is no panel to draw; give at least one title with its counts.")
     for title, counts in panels.items():
@@ -123,16 +107,6 @@ def _check_drawable(
                 f"the counts of {title!r} have shape {counts.shape}; give (batches, "
                 f"{len(classes)}), one column for each of the {len(classes)} classes."
             )
-
-
-@contextmanager
-def _own_style() -> Iterator[None]:
-    """Draw in matplotlib's default style, with names in an SVG that do not change."""
-    with (
-        matplotlib.style.context("default"),
-        matplotlib.rc_context({"svg.hashsalt": "streaming-balance", "hatch.linewidth": 0.6}),
-    ):
-        yield
 
 
 def _inches(num_panels: int, num_classes: int) -> tuple[float, float]:
@@ -164,8 +138,8 @@ def _stack_bars(
         floor = floor + counts[:, number]
     panel.set_xlim(-0.7, len(counts) - 0.3)
     panel.set_ylim(0, max(1, int(floor.max())))
-    panel.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1))
-    panel.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, steps=[1, 2, 5, 10]))
+    tick_whole_numbers(panel.xaxis, at_most=10)
+    tick_whole_numbers(panel.yaxis, at_most=5)
     panel.set_ylabel("samples")
     panel.spines[["top", "right"]].set_visible(False)
     return stacked
@@ -177,9 +151,9 @@ def _caption(
     """Name a panel on the left, and say on the right what its rarest class gets."""
     mine = counts[:, rarest]
     span = f"{mine.min()}" if mine.min() == mine.max() else f"{mine.min()} to {mine.max()}"
-    panel.set_title(title, loc="left", fontsize=10, fontweight="bold", parse_math=False)
+    panel.set_title(title, loc="left", fontsize=10, fontweight="bold")
     said = f"{classes[rarest]}: {span} per batch"
-    panel.set_title(said, loc="right", fontsize=10, parse_math=False)
+    panel.set_title(said, loc="right", fontsize=10)
 
 
 def _add_legend(figure: Figure, bars: Sequence[Rectangle], labels: Sequence[str]) -> None:
@@ -192,8 +166,6 @@ def _add_legend(figure: Figure, bars: Sequence[Rectangle], labels: Sequence[str]
         fontsize=9,
         labelspacing=0.3,
     )
-    # Named afterwards, as plain text: matplotlib drops labels such as "_other" from legends, and
-    # reads "$" as the start of a formula.
+    # Named afterwards: matplotlib drops labels such as "_other" from legends.
     for text, label in zip(legend.get_texts(), labels[::-1], strict=True):
-        text.set_parse_math(False)
         text.set_text(label)

@@ -16,12 +16,8 @@ from numpy.typing import NDArray
 
 from streaming_balance.errors import ConfigError
 from streaming_balance.plan.epoch import BalancedPlan
-from streaming_balance.report.distribution import (
-    COLOURS,
-    HATCHES,
-    batch_class_counts,
-    draw_class_counts,
-)
+from streaming_balance.report.distribution import batch_class_counts, draw_class_counts
+from streaming_balance.report.style import COLOURS, HATCHES
 
 Counts = NDArray[np.int64]
 
@@ -145,6 +141,14 @@ def test_an_svg_is_a_drawing_with_a_shape_for_every_bar(tmp_path: Path) -> None:
     ]
     # Four bars and the legend's patch.
     assert [colours.count(colour.lower()) for colour in COLOURS[:2]] == [5, 5]
+
+
+def test_the_words_of_an_svg_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "batches.svg"
+    draw_class_counts({"natural": np.array([[6, 2]] * 4)}, ["HGG", "LGG"], path)
+    root = ElementTree.parse(path).getroot()
+    words = {"".join(text.itertext()) for text in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"natural", "HGG", "LGG", "LGG: 2 per batch", "global batch"} <= words
 
 
 def test_drawing_loads_no_pyplot_and_opens_no_window() -> None:
