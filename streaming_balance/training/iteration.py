@@ -19,6 +19,7 @@ from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.batches import Batch, BatchAssembler, BatchRequest
 from streaming_balance.training.buffers import BufferPool
 from streaming_balance.training.delivery import DEFAULT_PREFETCH_BYTES, Delivery, numpy_dtype
+from streaming_balance.training.mixing import BatchMixer
 from streaming_balance.training.readahead import ReadAhead
 from streaming_balance.training.state import Position
 from streaming_balance.training.threads import ReaderThreads
@@ -42,6 +43,7 @@ class PlannedLoader(ABC):
     def __init__(self, shards: ShardSet, split: str, *, delivery: Delivery, seed: int) -> None:
         self._shards, self._split, self._delivery, self._seed = shards, split, delivery, seed
         self._position = Position(0, 0)
+        self._mixer: BatchMixer | None = None
         self._engine: _Engine | None = None
         self._live: weakref.ref[_LoaderIterator] | None = None
         self._turn = Turn()
@@ -129,9 +131,15 @@ class PlannedLoader(ABC):
             return None
         started = time.perf_counter()
         request, batch, num_bytes = self._running_engine().ahead.take(self._position)
+        if self._mixer is not None:
+            # While labels are here: looking at them on the device would wait for it.
+            self._mixer.check(batch)
         if self._delivery.device is not None:
             batch = _moved(batch, self._delivery.device)
         self._seconds_waited += time.perf_counter() - started
+        if self._mixer is not None:
+            slots = request.slots.tolist()
+            batch = self._mixer.mix(batch, epoch=request.epoch, step=request.step, slots=slots)
         if self._delivery.batch_transform is not None:
             batch = self._delivery.batch_transform(batch)
         self._count(request, num_bytes)

@@ -22,7 +22,9 @@ from streaming_balance.training.batches import Batch, BatchRequest
 from streaming_balance.training.delivery import Delivery, check_shards, delivery
 from streaming_balance.training.environment import find_ranks
 from streaming_balance.training.iteration import PlannedLoader
-from streaming_balance.training.state import LoaderState, Position, delivered
+from streaming_balance.training.mixing import BatchMixer
+from streaming_balance.training.pairing import Mixing, check_can_mix, parse_mixing
+from streaming_balance.training.state import LoaderState, Position, delivered, mixed_in
 from streaming_balance.training.transforms import Transform
 
 
@@ -36,6 +38,7 @@ class BalancedLoader(PlannedLoader):
         rank: data-parallel rank.
         num_ranks: number of data-parallel ranks.
         delivery: how batches are read and handed over.
+        mixing: how batches are mixed, or None.
     """
 
     def __init__(
@@ -47,11 +50,16 @@ class BalancedLoader(PlannedLoader):
         rank: int,
         num_ranks: int,
         delivery: Delivery,
+        mixing: Mixing | None = None,
     ) -> None:
         super().__init__(shards, split, delivery=delivery, seed=plan.seed)
         # The last batch may be the smallest: its ranks exist or the message says why not.
         plan.rank_slots(0, plan.num_steps(0) - 1, rank=rank, num_ranks=num_ranks)
-        self.plan = plan
+        if mixing is not None:
+            check_can_mix(plan, shards, split=split, num_ranks=num_ranks)
+            self._mixer = BatchMixer(mixing, num_classes=len(shards.classes), seed=plan.seed)
+        self.plan, self._mixing = plan, mixing
+        self._batch_transformed = delivery.batch_transform is not None
         self.rank, self.num_ranks = rank, num_ranks
         self._skipped: tuple[tuple[Position, Position], ...] = ()
 
@@ -117,14 +125,18 @@ class BalancedLoader(PlannedLoader):
             ) from error
         self._move_to(saved.position)
         self._skipped = saved.skipped
+        # Once a run had one, what it saw is not known for sure any more.
+        self._batch_transformed |= saved.batch_transform
 
     def exposure(self) -> NDArray[np.int64]:
         """Count how often each sample was delivered in this run, over all ranks.
 
         Returns:
-            `(N,)` deliveries per sample number; skipped spans are not counted.
+            `(N,)` deliveries per sample number, also as what another sample was mixed with; skipped
+            spans are not counted.
         """
-        return delivered(self.plan, self._state())
+        state = self._state()
+        return delivered(self.plan, state) + mixed_in(self.plan, state)
 
     def stats(self) -> dict[str, Any]:
         """Give what was delivered so far.
@@ -132,13 +144,13 @@ class BalancedLoader(PlannedLoader):
         Returns:
             As for every loader `samples`, `bytes`, `seconds_waited` and `class_counts` of this
             process; and `exposure_spread`, label -> most minus least often delivered patient of
-            the run, over all ranks, among those not excluded.
+            the run, over all ranks, among those not excluded; being mixed into others aside.
         """
         return super().stats() | {"exposure_spread": self._exposure_spread()}
 
     def _exposure_spread(self) -> dict[str, int]:
         """Compare, per class, the patient delivered most with the one delivered least."""
-        counts = self.exposure()
+        counts = delivered(self.plan, self._state())
         spread = {}
         for label, (mine, owner) in self._owners.items():
             per_patient = np.bincount(owner, weights=counts[mine])
@@ -169,6 +181,8 @@ class BalancedLoader(PlannedLoader):
             shards_digest=self._shards.digest,
             position=self._position,
             skipped=self._skipped,
+            mixing=self._mixing,
+            batch_transform=self._batch_transformed,
         )
 
     def _num_steps(self, epoch: int) -> int:
@@ -234,8 +248,9 @@ def train_loader(
             and a batch of unequal shapes is then a list of tensors.
         transform: `transform(sample)` or `transform(sample, rng)` on the reader threads; `rng` is a
             numpy Generator that depends on the sample's place in the run alone.
-        batch_transform: `batch_transform(batch)` in the thread that iterates.
-        mixing: reserved for audited mixup and cutmix.
+        batch_transform: `batch_transform(batch)` in the thread that iterates, after mixing.
+        mixing: `{"name": "mixup" or "cutmix", "alpha": 1.0, "probability": 1.0}`: each sample is
+            mixed with another of its rank's part, on the device; recorded in the state and audited.
         device: where tensors go; None leaves them in memory, pinned where CUDA is there.
         num_threads: reader threads; None takes this process's share of the processors, at most 8.
         workers: reserved for transforms in processes.
@@ -262,7 +277,8 @@ def train_loader(
         (torch.Size([4, 4, 24, 24, 24]), [0, 0, 1, 1])
     """
     check_shards(shards)
-    _refuse_reserved(mixing=mixing, workers=workers, on_error=on_error)
+    _refuse_reserved(workers=workers, on_error=on_error)
+    mixed_how = parse_mixing(mixing)
     settings = read_settings(balance)
     if seed is None:
         seed = settings.seed or 0
@@ -290,17 +306,21 @@ def train_loader(
         verify=verify,
     )
     loader = BalancedLoader(
-        shards, plan, split=split, rank=found_rank, num_ranks=found_num_ranks, delivery=how
+        shards,
+        plan,
+        split=split,
+        rank=found_rank,
+        num_ranks=found_num_ranks,
+        delivery=how,
+        mixing=mixed_how,
     )
     if not found_rank:
         announce(messages)
     return loader
 
 
-def _refuse_reserved(*, mixing: object, workers: int, on_error: str) -> None:
+def _refuse_reserved(*, workers: int, on_error: str) -> None:
     """Refuse arguments whose meaning is fixed but not built yet, rather than ignore them."""
-    if mixing is not None:
-        raise ConfigError(f"mixing is {mixing!r}; audited mixing is not part of this version.")
     if workers:
         raise ConfigError(
             f"workers is {workers!r}; transforms in processes are not part of this version. "

@@ -7,7 +7,7 @@ million as at step ten.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from streaming_balance.errors import ResumeError
 from streaming_balance.plan.epoch import BalancedPlan
+from streaming_balance.training.pairing import Mixing, mixed_steps, parse_mixing
 
 STATE_VERSION = 1
 
@@ -46,6 +47,10 @@ class LoaderState:
     """Jumps by `set_epoch`: from the batch that would have come next, to the one that did."""
     substitutions: tuple[Mapping[str, Any], ...] = ()
     """This rank's records of samples that stood in for damaged ones."""
+    mixing: Mixing | None = None
+    """How batches are mixed, the same for the whole run; None: not at all."""
+    batch_transform: bool = False
+    """Whether the user's own function had batches of this run: what it did is not known here."""
 
     def to_dict(self) -> dict[str, Any]:
         """Give the state as plain values.
@@ -67,6 +72,8 @@ class LoaderState:
                 for start, stop in self.skipped
             ],
             "substitutions": [dict(record) for record in self.substitutions],
+            "mixing": _settings_of(self.mixing),
+            "batch_transform": self.batch_transform,
         }
 
     @classmethod
@@ -118,6 +125,11 @@ class LoaderState:
             differences.append(
                 f"shards_digest: state has {self.shards_digest}, loader has {other.shards_digest}"
             )
+        if self.mixing != other.mixing:
+            differences.append(
+                f"mixing: state has {_settings_of(self.mixing)}, loader has "
+                f"{_settings_of(other.mixing)}"
+            )
         if differences:
             raise ResumeError(
                 "the state belongs to another run. "
@@ -150,6 +162,55 @@ def delivered(plan: BalancedPlan, state: LoaderState) -> NDArray[np.int64]:
     return counts
 
 
+def mixed_in(plan: BalancedPlan, state: LoaderState) -> NDArray[np.int64]:
+    """Count how often each sample was what another one was mixed with, over all ranks.
+
+    In a mixed batch every sample is the partner of exactly one, whatever the number of ranks.
+
+    Args:
+        plan: the plan the state belongs to.
+        state: how far the run came, and how its batches were mixed.
+
+    Returns:
+        `(N,)` times as a partner per sample number; all 0 without mixing.
+
+    Raises:
+        IndexError: the state names a place that the plan does not have.
+    """
+    mixing = state.mixing
+    if mixing is not None and mixing.probability == 1:
+        return delivered(plan, state)
+    counts = np.zeros(plan.num_samples, dtype=np.int64)
+    if mixing is None or not mixing.probability:
+        return counts
+    for epoch, first, stop in _stretches(plan, state):
+        mixed = mixed_steps(mixing, seed=plan.seed, epoch=epoch, first=first, stop=stop)
+        for step in (first + np.flatnonzero(mixed)).tolist():
+            np.add.at(counts, plan.batch(epoch, step), 1)
+    for record in state.substitutions:
+        epoch, step = record["epoch"], record["step"]
+        if mixed_steps(mixing, seed=plan.seed, epoch=epoch, first=step, stop=step + 1)[0]:
+            counts[record["sample"]] -= 1
+            counts[record["substitute"]] += 1
+    return counts
+
+
+def _stretches(plan: BalancedPlan, state: LoaderState) -> Iterator[tuple[int, int, int]]:
+    """Give what was delivered, in order, as (epoch, first step, step after the last)."""
+    starts = (Position(0, 0), *(landed for _, landed in state.skipped))
+    stops = (*(left for left, _ in state.skipped), state.position)
+    for start, stop in zip(starts, stops, strict=True):
+        for epoch in range(start.epoch, stop.epoch + 1):
+            first = start.step if epoch == start.epoch else 0
+            end = stop.step if epoch == stop.epoch else plan.num_steps(epoch)
+            yield epoch, first, end
+
+
+def _settings_of(mixing: Mixing | None) -> dict[str, Any] | None:
+    """Write how batches are mixed as plain values."""
+    return None if mixing is None else mixing.settings()
+
+
 def _read(state: Mapping[str, Any]) -> LoaderState:
     """Pick a state apart, type by type."""
     skipped = [
@@ -162,6 +223,8 @@ def _read(state: Mapping[str, Any]) -> LoaderState:
         position=_position(state["position"]["epoch"], state["position"]["step"]),
         skipped=tuple(skipped),
         substitutions=tuple(dict(record.items()) for record in list(state["substitutions"])),
+        mixing=parse_mixing(state.get("mixing")),
+        batch_transform=_flag(state.get("batch_transform", False)),
     )
 
 
@@ -171,6 +234,13 @@ def _position(epoch: object, step: object) -> Position:
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
             raise ValueError(f"position ({epoch!r}, {step!r}) is not two whole numbers from 0")
     return Position(int(str(epoch)), int(str(step)))
+
+
+def _flag(value: object) -> bool:
+    """Check that a flag is one."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{value!r} is neither true nor false")
+    return value
 
 
 def _text(value: object) -> str:

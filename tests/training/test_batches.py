@@ -233,7 +233,6 @@ def test_mean_losses_scaled_per_rank_and_averaged_weigh_every_sample_alike(
         ("num_threads", True),
         ("prefetch_bytes", -1),
         ("prefetch_bytes", 1.5),
-        ("mixing", {"name": "mixup"}),
         ("workers", 2),
         ("on_error", "substitute"),
         ("global_batch_size", 0),
