@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         ClassWeightedCrossEntropyLoss,
         ClassWeightedMSELoss,
     )
+    from streaming_balance.training.mixing import cutmix, mixup
     from streaming_balance.training.samplers import BalancedBatchSampler, BalancedSampler
     from streaming_balance.training.shard_dataset import ShardDataset
     from streaming_balance.training.weighted import create_weighted_sampler, get_weighted_sampler
@@ -70,6 +71,7 @@ __all__ = [
     "compute_effective_num_weights",
     "compute_weights_from_config",
     "create_weighted_sampler",
+    "cutmix",
     "decode",
     "downsample_dataset",
     "eval_loader",
@@ -77,6 +79,7 @@ __all__ = [
     "get_class_distribution",
     "get_weighted_sampler",
     "load_config",
+    "mixup",
     "open_shards",
     "smote",
     "train_loader",
@@ -113,6 +116,7 @@ _HOMES = {
         "compute_weights_from_config",
     ),
     "create_weighted_sampler": ("streaming_balance.training.weighted", "create_weighted_sampler"),
+    "cutmix": ("streaming_balance.training.mixing", "cutmix"),
     "decode": ("streaming_balance.storage.codecs", "decode_member"),
     "downsample_dataset": ("streaming_balance.training.datasets", "downsample_dataset"),
     "eval_loader": ("streaming_balance.training.evaluation", "eval_loader"),
@@ -120,6 +124,7 @@ _HOMES = {
     "get_class_distribution": ("streaming_balance.plan.distribution", "get_class_distribution"),
     "get_weighted_sampler": ("streaming_balance.training.weighted", "get_weighted_sampler"),
     "load_config": ("streaming_balance.config", "load_config"),
+    "mixup": ("streaming_balance.training.mixing", "mixup"),
     "open_shards": ("streaming_balance.storage.shards", "open_shards"),
     "smote": ("streaming_balance.tabular", "smote"),
     "train_loader": ("streaming_balance.training.loader", "train_loader"),
