@@ -60,6 +60,16 @@ def audit(
             for label, entry in found.classes.items()
         ),
     )
+    if found.mixing is not None:
+        partners = sum(found.as_partner.values())
+        settings = ", ".join(f"{name} {value}" for name, value in found.mixing.items())
+        print(f"mixing: {settings}")
+        print(f"mixed into others: {partners:,} samples, which seen, least and most count, too")
+    if found.not_audited:
+        print(
+            f"not audited: {', '.join(found.not_audited)}; what that function did to batches is "
+            f"recorded nowhere"
+        )
     if found.excluded:
         print(f"excluded from the plan: {found.excluded:,} samples")
     if patients:

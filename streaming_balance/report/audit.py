@@ -15,7 +15,7 @@ from streaming_balance.errors import ConfigError, ResumeError
 from streaming_balance.plan.epoch import PLAN_VERSION, BalancedPlan
 from streaming_balance.report.plan_summary import patient_exposure
 from streaming_balance.storage.shards import ShardSet
-from streaming_balance.training.state import LoaderState, delivered
+from streaming_balance.training.state import LoaderState, delivered, mixed_in
 
 # A state is a few hundred bytes; one with thousands of substitutions still fits easily.
 MAX_STATE_BYTES = 64 * 2**20
@@ -31,15 +31,17 @@ class ClassExposure:
     patients: int
     """Patients of the class in the split that the plan draws from."""
     seen: int
-    """Patients delivered at least once."""
+    """Patients delivered at least once; with mixing, that is as partners too."""
     delivered: int
     """Samples delivered."""
     share: float
     """Part of all deliveries."""
     exposure_min: int
-    """Deliveries of the patient seen least."""
+    """Deliveries of the patient seen least, as partners too."""
     exposure_max: int
-    """Deliveries of the patient seen most."""
+    """Deliveries of the patient seen most, as partners too."""
+    as_partner: int
+    """Times a sample was mixed into another one that was delivered; `delivered` has the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +55,13 @@ class Audit:
     step: int
     """Step of the batch that comes next."""
     exposure: Mapping[str, int]
-    """patient -> samples delivered, sorted by patient."""
+    """patient -> samples delivered, alone or as the partner of another, sorted by patient."""
+    as_partner: Mapping[str, int]
+    """patient -> those of `exposure` as the partner of another; empty without mixing."""
+    mixing: Mapping[str, Any] | None
+    """How batches were mixed: name, alpha, probability."""
+    not_audited: tuple[str, ...]
+    """Settings that may have changed who was seen in ways that nothing records."""
     classes: Mapping[str, ClassExposure]
     """By label, in class order, without the samples left out."""
     excluded: int
@@ -116,7 +124,7 @@ def audit_run(shards: ShardSet, state: LoaderState) -> Audit:
             f"{shards.digest}. Give the folder the run was trained on."
         )
     plan, split = _rebuild_plan(shards, state)
-    counts = _delivered(plan, state)
+    counts, partners = _counted(plan, state)
     labels, patients = shards.labels(split), shards.patients(split)
     left_out = np.isin(shards.keys(split), plan.settings["exclude"])
     left_out |= np.isin(patients, plan.settings["exclude"])
@@ -124,7 +132,7 @@ def audit_run(shards: ShardSet, state: LoaderState) -> Audit:
     classes = {}
     for number, label in enumerate(shards.classes):
         mine = (labels == number) & ~left_out
-        exposure = patient_exposure(patients[mine], counts[mine])
+        exposure = patient_exposure(patients[mine], counts[mine] + partners[mine])
         classes[label] = ClassExposure(
             patients=len(exposure),
             seen=sum(times > 0 for times in exposure.values()),
@@ -132,12 +140,16 @@ def audit_run(shards: ShardSet, state: LoaderState) -> Audit:
             share=float(counts[mine].sum() / total),
             exposure_min=min(exposure.values(), default=0),
             exposure_max=max(exposure.values(), default=0),
+            as_partner=int(partners[mine].sum()),
         )
     return Audit(
         split=split,
         epoch=state.position.epoch,
         step=state.position.step,
-        exposure=patient_exposure(patients, counts),
+        exposure=patient_exposure(patients, counts + partners),
+        as_partner=patient_exposure(patients, partners) if state.mixing else {},
+        mixing=None if state.mixing is None else state.mixing.settings(),
+        not_audited=("batch_transform",) if state.batch_transform else (),
         classes=classes,
         excluded=int(left_out.sum()),
         plan_digest=plan.digest,
@@ -213,10 +225,13 @@ def _rebuild_plan(shards: ShardSet, state: LoaderState) -> tuple[BalancedPlan, s
     return plan, split
 
 
-def _delivered(plan: BalancedPlan, state: LoaderState) -> NDArray[np.int64]:
-    """Count deliveries per sample; a state that names places its plan lacks is damaged."""
+def _counted(plan: BalancedPlan, state: LoaderState) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Count per sample how often it was delivered, and how often as the partner of another.
+
+    A state that names places its plan lacks is damaged.
+    """
     try:
-        return delivered(plan, state)
+        return delivered(plan, state), mixed_in(plan, state)
     except (IndexError, KeyError) as error:
         raise ResumeError(
             f"the state names a place that its plan does not have ({error}). Use the state as the "

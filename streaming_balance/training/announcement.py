@@ -13,6 +13,7 @@ from streaming_balance.plan.loss_weights import (
     expected_draws,
     plan_loss_weights,
 )
+from streaming_balance.training.pairing import Mixing
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,22 @@ def announce(messages: list[tuple[int, str]]) -> None:
     """Log what `announcement` gave."""
     for level, said in messages:
         logger.log(level, "%s", said)
+
+
+def about_mixing(mixing: Mixing | None) -> list[tuple[int, str]]:
+    """Say how batches are mixed, if they are.
+
+    Returns:
+        Level of `logging` and sentence.
+
+    Examples:
+        >>> about_mixing(Mixing(name="mixup", alpha=0.4))
+        [(20, 'mixing with mixup: alpha 0.4, probability 1.0')]
+    """
+    if mixing is None:
+        return []
+    said = f"alpha {mixing.alpha}, probability {mixing.probability}"
+    return [(logging.INFO, f"mixing with {mixing.name}: {said}")]
 
 
 def _about_weights(

@@ -17,7 +17,7 @@ from streaming_balance.plan.epoch import BalancedPlan
 from streaming_balance.plan.strategy import Strategy
 from streaming_balance.storage.reader import Verify
 from streaming_balance.storage.shards import ShardSet
-from streaming_balance.training.announcement import announce, announcement
+from streaming_balance.training.announcement import about_mixing, announce, announcement
 from streaming_balance.training.batches import Batch, BatchRequest
 from streaming_balance.training.delivery import Delivery, check_shards, delivery
 from streaming_balance.training.environment import find_ranks
@@ -315,7 +315,7 @@ def train_loader(
         mixing=mixed_how,
     )
     if not found_rank:
-        announce(messages)
+        announce([*messages, *about_mixing(mixed_how)])
     return loader
 
 
