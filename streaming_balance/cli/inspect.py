@@ -71,6 +71,7 @@ def _describe(shards: ShardSet) -> dict[str, Any]:
     return {
         "digest": shards.digest,
         "classes": shards.classes,
+        "multi_label": shards.multi_label,
         "splits": {
             entry.name: {
                 "samples": entry.samples,

@@ -84,6 +84,10 @@ def pack(
     classes: Annotated[
         str | None, typer.Option(metavar="A,B", help="Every label, in class order. [those found]")
     ] = None,
+    multi_label: Annotated[
+        bool,
+        typer.Option("--multi-label", help="Labels are findings joined by |, each one a class."),
+    ] = False,
     jobs: Annotated[
         int, typer.Option(metavar="N", help="Processes; the bytes are the same for any number.")
     ] = 1,
@@ -102,6 +106,7 @@ def pack(
     Examples:
       streaming-balance pack BraTS2018 --out cohort --split train=0.7,val=0.15,test=0.15
       streaming-balance pack scans.csv --out cohort --crop-or-pad 128,128,128 --jobs 8
+      streaming-balance pack chest.csv --out chest --multi-label --split train=0.8,val=0.2
 
     \b
     A table has the columns patient, label and image (or image.t1, image.flair, ... for channels),
@@ -126,6 +131,7 @@ def pack(
             axes=axes,
             max_volume_bytes=max_volume_bytes,
             classes=read_names(classes),
+            multi_label=multi_label,
             jobs=jobs,
             overwrite=overwrite,
             progress=progress,

@@ -27,7 +27,7 @@ class Case:
     sample: str | None = None
     """Which of the patient's samples; None where it has only one."""
     label: str | None
-    """The class; None until a labels table gives it."""
+    """The class, or findings joined by `|`; None until a table gives it, "" for an empty cell."""
     images: tuple[Path, ...]
     """Image files, in channel order."""
     modalities: tuple[str, ...]

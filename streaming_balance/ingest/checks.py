@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from streaming_balance.errors import ConfigError, SplitError, did_you_mean
 from streaming_balance.ingest.cases import Case
+from streaming_balance.storage.labelling import SEPARATOR, split_findings
 
 NAMES_SHOWN = 5
 
@@ -55,20 +56,27 @@ def check_keys(cases: Sequence[Case]) -> None:
         )
 
 
-def check_labels(cases: Sequence[Case]) -> None:
+def check_labels(cases: Sequence[Case], *, multi_label: bool = False) -> None:
     """Make sure that every sample has a label, and every patient one unless samples are declared.
 
+    Args:
+        cases: what will be packed.
+        multi_label: a label is findings joined by `|`; an empty cell then means none of them.
+
     Raises:
-        ConfigError: a label is missing, differs inside a patient, or differs from another label
-            only in letter case or blanks.
+        ConfigError: a label is missing, differs inside a patient, differs from another label
+            only in letter case or blanks, or does not name its findings one by one.
     """
-    unlabelled = [case.key for case in cases if case.label is None]
+    missing = (None,) if multi_label else (None, "")
+    unlabelled = [case.key for case in cases if case.label in missing]
     if unlabelled:
         raise ConfigError(
             f"{len(unlabelled)} sample(s) have no label: {_shown(unlabelled)}. Give them one in "
             "the column 'label' of the manifest or of the labels table."
         )
-    for alike in _alike(_label(case) for case in cases):
+    if multi_label:
+        _check_findings(cases)
+    for alike in _alike(name for case in cases for name in labels_of(case, multi_label)):
         raise ConfigError(
             f"labels {' and '.join(map(repr, alike))} differ only in letter case, blanks or "
             "accents; write one class in one way."
@@ -112,24 +120,32 @@ def check_split_names(splits: Iterable[str]) -> None:
         )
 
 
-def order_classes(cases: Sequence[Case], declared: Sequence[str] | None) -> tuple[str, ...]:
+def order_classes(
+    cases: Sequence[Case], declared: Sequence[str] | None, *, multi_label: bool = False
+) -> tuple[str, ...]:
     """Put the classes in order; the place of a class is its number for ever.
 
     Args:
         cases: labelled cases.
         declared: every class in order, empty ones too; None orders the labels found: as numbers
             if all are numbers, else by name.
+        multi_label: every finding of a label is a class.
 
     Raises:
         ConfigError: a label is not among the declared classes, or one is declared twice.
     """
-    found = {_label(case) for case in cases}
+    found = {name for case in cases for name in labels_of(case, multi_label)}
+    if not found and declared is None:
+        raise ConfigError(
+            "no sample has a finding: every label is empty. Fill in the column 'label', or name "
+            "the findings there may be with classes."
+        )
     if declared is None:
         return _natural_order(found)
     if len(set(declared)) < len(declared) or "" in declared:
         raise ConfigError(f"classes {list(declared)} must be different, non-empty names.")
     for label in sorted(found - set(declared)):
-        owners = [case.key for case in cases if case.label == label]
+        owners = [case.key for case in cases if label in labels_of(case, multi_label)]
         raise ConfigError(
             f"label {label!r} of {len(owners)} sample(s) is not in classes {list(declared)}: "
             f"{_shown(owners)}. Add it to classes, or correct the label."
@@ -138,10 +154,24 @@ def order_classes(cases: Sequence[Case], declared: Sequence[str] | None) -> tupl
     return tuple(declared)
 
 
-def _label(case: Case) -> str:
-    """Give the label of a case that has one."""
+def labels_of(case: Case, multi_label: bool) -> tuple[str, ...]:
+    """Give the class of a labelled case, or its findings."""
     assert case.label is not None
-    return case.label
+    return split_findings(case.label) if multi_label else (case.label,)
+
+
+def _check_findings(cases: Sequence[Case]) -> None:
+    """Refuse labels whose findings are empty, stand twice or have blanks around them."""
+    for case in cases:
+        names = labels_of(case, multi_label=True)
+        wrong = [name for name in names if not name or name != name.strip()]
+        wrong += [name for name in names if names.count(name) > 1]
+        if wrong:
+            raise ConfigError(
+                f"the label {case.label!r} of {case.key!r} ({case.place}) has the finding "
+                f"{wrong[0]!r}; write each finding once, joined by {SEPARATOR!r} without blanks, "
+                "and leave the cell empty where there is none."
+            )
 
 
 def _natural_order(labels: Iterable[str]) -> tuple[str, ...]:

@@ -90,7 +90,7 @@ def apply_labels(cohort: Cohort, table: Table) -> Cohort:
         cases.append(
             replace(
                 case,
-                label=values.get("label") or case.label,
+                label=_overriding(values.get("label"), case.label),
                 split=values.get("split") or case.split,
                 columns={**case.columns, **{column: values.get(column, "") for column in extra}},
             )
@@ -105,6 +105,11 @@ def apply_labels(cohort: Cohort, table: Table) -> Cohort:
             *_unused_rows(table, [name for name in rows if name not in known]),
         ),
     )
+
+
+def _overriding(given: str | None, own: str | None) -> str | None:
+    """Choose a label: an empty cell leaves the source's, and counts where the source has none."""
+    return given or (given if own is None else own)
 
 
 def _layout(source: Path, layout: str | None) -> str:

@@ -89,7 +89,7 @@ def _case(table: Table, row: Row, modalities: dict[str, str], *, has_masks: bool
     return Case(
         patient=values["patient"],
         sample=values.get("sample") or None,
-        label=values.get("label") or None,
+        label=values.get("label"),
         images=images,
         modalities=tuple(modalities.values()),
         seg=seg,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from streaming_balance.errors import ConfigError, did_you_mean
 from streaming_balance.ingest.cases import Case, Cohort
@@ -15,6 +15,7 @@ from streaming_balance.ingest.checks import (
     check_patients,
     check_split_names,
     check_splits,
+    labels_of,
     order_classes,
 )
 from streaming_balance.ingest.encode import Recipe
@@ -25,6 +26,7 @@ from streaming_balance.plan.splits import (
     parse_fractions,
     split_patients,
 )
+from streaming_balance.storage.labelling import SEPARATOR, join_findings
 from streaming_balance.storage.manifest import JSON
 
 TRAIN_SPLIT = "train"
@@ -45,6 +47,8 @@ class PackOrder:
     """Splits in order, each with at least one case."""
     train_splits: tuple[str, ...]
     """Splits that may be balanced."""
+    multi_label: bool
+    """Whether labels are findings joined by `|`, each of them a class."""
     split_rule: Mapping[str, str] | None
     """The fractions drawn with; None where the source gives the splits or there is only one."""
     warnings: tuple[str, ...]
@@ -58,6 +62,7 @@ def order_cases(
     split: str | Mapping[str, float] | None,
     seed: int,
     train_splits: Sequence[str] | None,
+    multi_label: bool = False,
 ) -> PackOrder:
     """Check a cohort's names and labels, assign its splits and order its cases.
 
@@ -70,6 +75,7 @@ def order_cases(
         split: fractions to draw, or None.
         seed: names the random streams.
         train_splits: splits that may be balanced; None takes those that begin with "train".
+        multi_label: labels are findings joined by `|`, each of them a class.
 
     Raises:
         ConfigError: labels, classes or splits cannot be used.
@@ -81,9 +87,15 @@ def order_cases(
         # First, because a patient listed once per split has the same key twice as well.
         check_patients_apart([case.patient for case in cases], [str(case.split) for case in cases])
     check_keys(cases)
-    check_labels(cases)
-    class_order = order_classes(cases, classes)
-    assigned, rule = _assigned_splits(cases, split, seed)
+    check_labels(cases, multi_label=multi_label)
+    class_order = order_classes(cases, classes, multi_label=multi_label)
+    if multi_label:
+        # One set of findings is one label, in whatever order its cell names them.
+        cases = tuple(
+            replace(case, label=join_findings(labels_of(case, multi_label), class_order))
+            for case in cases
+        )
+    assigned, rule = _assigned_splits(cases, split, seed, multi_label=multi_label)
     present = tuple(rule) if rule else order_splits(assigned)
     check_split_names(present)
     splits = tuple(name for name in present if name in set(assigned))
@@ -97,11 +109,18 @@ def order_cases(
         cases=tuple(ordered),
         classes=class_order,
         classes_declared=classes is not None,
+        multi_label=multi_label,
         splits=splits,
         train_splits=for_training,
         split_rule=rule,
         warnings=(
-            *_missing_classes(ordered, class_order, present, is_drawn=rule is not None),
+            *_label_notes(cases, multi_label=multi_label),
+            *_missing_classes(
+                [(split, labels_of(case, multi_label)) for case, split in ordered],
+                class_order,
+                present,
+                is_drawn=rule is not None,
+            ),
             *_split_notes(splits, for_training, is_given=check_splits(cases) or rule is not None),
         ),
     )
@@ -129,6 +148,7 @@ def pack_settings(
         "classes": list(order.classes),
         # Only where it holds: a data set packed without is still the one of the same command.
         **({"classes_declared": True} if order.classes_declared else {}),
+        **({"multi_label": True} if order.multi_label else {}),
         "cohort": hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).hexdigest(),
         "seed": int(seed),
         "shard_bytes": shard_bytes,
@@ -138,7 +158,11 @@ def pack_settings(
 
 
 def _assigned_splits(
-    cases: Sequence[Case], split: str | Mapping[str, float] | None, seed: int
+    cases: Sequence[Case],
+    split: str | Mapping[str, float] | None,
+    seed: int,
+    *,
+    multi_label: bool,
 ) -> tuple[list[str], dict[str, str] | None]:
     """Take every case's split from its table, from fractions, or "train"."""
     if check_splits(cases):
@@ -150,9 +174,14 @@ def _assigned_splits(
     if split is None:
         return [TRAIN_SPLIT] * len(cases), None
     fractions = parse_fractions(split)
+    # A patient is listed with every finding it has, so that its rarest one divides it; those
+    # without any are divided among themselves.
+    held = [
+        (case.patient, label) for case in cases for label in labels_of(case, multi_label) or ("",)
+    ]
     drawn = split_patients(
-        [case.patient for case in cases],
-        [str(case.label) for case in cases],
+        [patient for patient, _ in held],
+        [label for _, label in held],
         fractions=fractions,
         seed=seed,
     )
@@ -173,22 +202,39 @@ def _train_splits(given: Sequence[str] | None, splits: Sequence[str]) -> tuple[s
     return tuple(given)
 
 
+def _label_notes(cases: Sequence[Case], *, multi_label: bool) -> tuple[str, ...]:
+    """Say what may be a surprise about labels that look like findings, or are empty."""
+    if multi_label:
+        empty = sum(not case.label for case in cases)
+        said = (
+            f"{empty} of {len(cases)} samples have an empty label: packed as without any finding."
+        )
+        return (said,) if empty else ()
+    joined = sorted({str(case.label) for case in cases if SEPARATOR in str(case.label)})
+    if not joined:
+        return ()
+    return (
+        f"{len(joined)} label(s) such as {joined[0]!r} hold {SEPARATOR!r} and are packed as one "
+        "class each. If they are findings, add --multi-label (multi_label=True).",
+    )
+
+
 def _missing_classes(
-    ordered: Sequence[tuple[Case, str]],
+    held: Sequence[tuple[str, tuple[str, ...]]],
     classes: Sequence[str],
     splits: Sequence[str],
     *,
     is_drawn: bool,
 ) -> tuple[str, ...]:
     """Say which splits have no sample of a class that others have."""
-    there = {(split, case.label) for case, split in ordered}
-    held = {case.label for case, _ in ordered}
+    there = {(split, label) for split, labels in held for label in labels}
+    anywhere = {label for _, label in there}
     why = ": too few patients to divide" if is_drawn else ""
     return tuple(
         f"split {split!r} has no sample of class {label!r}{why}."
         for split in splits
         for label in classes
-        if label in held and (split, label) not in there
+        if label in anywhere and (split, label) not in there
     )
 
 

@@ -68,6 +68,7 @@ def write_shards(
     orient: str | None = None,
     axes: str | None = None,
     train_splits: Sequence[str] | None = None,
+    multi_label: bool = False,
     max_volume_bytes: int = DEFAULT_MAX_VOLUME_BYTES,
     progress: Progress | None = None,
 ) -> PackReport:
@@ -93,6 +94,8 @@ def write_shards(
         orient: "ras" turns volumes to right-anterior-superior; None keeps the axes of the files.
         axes: axes of NumPy files, such as "CHW"; None takes HW, DHW, CDHW by their number.
         train_splits: splits that may be balanced; None takes those whose name begins with "train".
+        multi_label: labels are findings joined by "|", each of them a class; an empty one means no
+            finding. `labels` of the data set are then (n, K) of 0 and 1.
         max_volume_bytes: the most memory the voxels of one file may take.
         progress: called with (done, total, key) after every case.
 
@@ -125,6 +128,7 @@ def write_shards(
         split=split,
         seed=check_seed(seed),
         train_splits=_names("train_splits", train_splits),
+        multi_label=_yes_or_no("multi_label", multi_label),
     )
     settings = pack_settings(
         order, recipe, seed=seed, shard_bytes=_at_least_one("shard_bytes", shard_bytes)
@@ -145,6 +149,7 @@ def write_shards(
         shard_bytes=shard_bytes,
         settings=settings,
         overwrite=overwrite,
+        multi_label=order.multi_label,
     ) as writer:
         done = writer.finished_keys()
         _remember_finished(equal, target, settings, done)
@@ -270,6 +275,13 @@ def _at_least_one(setting: str, value: int) -> int:
     """Give back a positive whole number."""
     if type(value) is not int or value < 1:
         raise ConfigError(f"{setting} is {value!r}; it must be a whole number of at least 1.")
+    return value
+
+
+def _yes_or_no(setting: str, value: bool) -> bool:
+    """Give back True or False; anything else may be meant for another setting."""
+    if type(value) is not bool:
+        raise ConfigError(f"{setting} is {value!r}; it must be True or False.")
     return value
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streaming_balance.errors import ConfigError
 from streaming_balance.plan.epoch import BalancedPlan
+from streaming_balance.storage.labelling import carriers, count_carriers
 from streaming_balance.storage.shards import ShardSet
 
 # Quotas of a class take at most a handful of values; so many steps show all of them.
 STEPS_LOOKED_AT = 4096
+# Findings are counted in the members of every batch, which takes longer than asking for quotas.
+STEPS_COUNTED = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +31,8 @@ class ClassSummary:
     after: int
     """Samples the first epoch of the plan delivers."""
     share: float
-    """Target share of the class; the shares of all classes sum to 1."""
+    """Target share of the class, together 1; in a multi-label data set the part of the samples of
+    the first epoch that have the finding, each counted for all it has."""
     quota_least: int
     """Fewest samples in a global batch."""
     quota_most: int
@@ -93,22 +98,20 @@ def summarise_plan(
         raise ConfigError(f"epochs is {epochs}; it must be at least 1.")
     labels, patients = shards.labels(split), shards.patients(split)
     first_epoch, run = plan.exposure(1, 0), plan.exposure(epochs, 0)
-    quotas = np.stack(
-        [plan.quotas(0, step) for step in range(min(plan.num_steps(0), STEPS_LOOKED_AT))]
-    )
-    planned = {label: number for number, label in enumerate(plan.classes)}
+    batches = _batch_counts(plan, labels, shards.classes)
     classes = {}
     for number, label in enumerate(shards.classes):
-        mine = labels == number
+        mine = carriers(labels, number)
         exposure = patient_exposure(patients[mine], run[mine])
-        batches = quotas[:, planned[label]] if label in planned else np.zeros(1, dtype=np.int64)
+        after = int(first_epoch[mine].sum())
+        part = after / max(1, int(first_epoch.sum()))
         classes[label] = ClassSummary(
             patients=len(exposure),
             before=int(mine.sum()),
-            after=int(first_epoch[mine].sum()),
-            share=plan.shares.get(label, 0.0),
-            quota_least=int(batches.min()),
-            quota_most=int(batches.max()),
+            after=after,
+            share=part if shards.multi_label else plan.shares.get(label, 0.0),
+            quota_least=int(batches[:, number].min()),
+            quota_most=int(batches[:, number].max()),
             delivered=int(run[mine].sum()),
             exposure_min=min(exposure.values(), default=0),
             exposure_max=max(exposure.values(), default=0),
@@ -153,8 +156,22 @@ def class_counts(shards: ShardSet, split: str) -> dict[str, int]:
     Returns:
         label -> samples, in class order.
     """
-    counts = np.bincount(shards.labels(split), minlength=len(shards.classes))
+    counts = count_carriers(shards.labels(split), len(shards.classes))
     return dict(zip(shards.classes, counts.tolist(), strict=True))
+
+
+def _batch_counts(
+    plan: BalancedPlan, labels: NDArray[Any], classes: Sequence[str]
+) -> NDArray[np.int64]:
+    """Count the classes of the data set in the first global batches: `(steps, K)`."""
+    steps = plan.num_steps(0)
+    if labels.ndim == 2:
+        members = [plan.batch(0, step) for step in range(min(steps, STEPS_COUNTED))]
+        return np.stack([count_carriers(labels[batch], len(classes)) for batch in members])
+    quotas = np.stack([plan.quotas(0, step) for step in range(min(steps, STEPS_LOOKED_AT))])
+    counts = np.zeros((len(quotas), len(classes)), dtype=np.int64)
+    counts[:, [classes.index(label) for label in plan.classes]] = quotas
+    return counts
 
 
 def _rank_batch(plan: BalancedPlan, num_ranks: int) -> tuple[int, int]:

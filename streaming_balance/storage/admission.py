@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from streaming_balance.errors import ConfigError, SplitError, did_you_mean
 from streaming_balance.storage.encoded import EncodedSample, PackedMember
+from streaming_balance.storage.labelling import Labelling, split_findings
 from streaming_balance.storage.layout import ARRAY_FIELDS, check_split_name
 from streaming_balance.storage.rows import SampleRow
 
@@ -17,8 +18,8 @@ _TABLE_COLUMNS = ("key", "patient", "label", "split", "shard")
 class Names:
     """The names a pack is made with, none of them twice."""
 
-    classes: tuple[str, ...]
-    """Label names; the place is the class number."""
+    labelling: Labelling
+    """Label names in class order, and whether samples have sets of them."""
     splits: tuple[str, ...]
     """Split names, in the order their samples come."""
     train_splits: tuple[str, ...]
@@ -28,7 +29,7 @@ class Names:
 
     def __post_init__(self) -> None:
         for what in ("classes", "splits", "columns"):
-            names = getattr(self, what)
+            names = self.classes if what == "classes" else getattr(self, what)
             if len(set(names)) != len(names) or "" in names:
                 raise ConfigError(f"{what} are {list(names)}: each must be named once, none empty")
         if not self.classes or not self.splits:
@@ -46,14 +47,21 @@ class Names:
                 f"be one of {', '.join(_TABLE_COLUMNS)}"
             )
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Label names; the place is the class number."""
+        return self.labelling.classes
+
     def check_sample(self, sample: EncodedSample) -> None:
         """Refuse a sample that does not go with the settings.
 
         Raises:
-            ConfigError: an unknown label or split, other columns, or no image.
+            ConfigError: an unknown label or split, findings out of order, other columns, or no
+                image.
         """
+        labels = split_findings(sample.label) if self.labelling.multi_label else (sample.label,)
         for what, value, known in (
-            ("label", sample.label, self.classes),
+            *(("label", label, self.classes) for label in labels),
             ("split", sample.split, self.splits),
         ):
             if value not in known:
@@ -61,6 +69,7 @@ class Names:
                     f"sample {sample.key!r} has {what} {value!r}; known: {', '.join(known)}."
                     + did_you_mean(value, known)
                 )
+        self.labelling.numbers(sample.label)
         if sample.columns.keys() != set(self.columns):
             raise ConfigError(
                 f"sample {sample.key!r} has columns {sorted(sample.columns)}, expected "

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from streaming_balance.errors import ShardError, SplitError
+from streaming_balance.errors import ConfigError, ShardError, SplitError
 from streaming_balance.storage.layout import ARRAY_FIELDS, AXES, BLOCK, CODEC_EXTENSIONS
 from streaming_balance.storage.manifest import Manifest
 from streaming_balance.storage.npy import DTYPE_NAMES
@@ -163,9 +163,9 @@ def check_splits(blocks: Iterable[Block], manifest: Manifest) -> None:
 
 
 def _check_words(block: Block, manifest: Manifest) -> None:
-    """Check the dictionaries: classes and splits as in the manifest, patients sorted."""
+    """Check the dictionaries: labels and splits as in the manifest, patients sorted."""
     for name, expected in (
-        ("label", manifest.classes),
+        ("label", _label_words(block, manifest)),
         ("split", tuple(split.name for split in manifest.splits)),
     ):
         found = tuple(block.words(name))
@@ -174,6 +174,14 @@ def _check_words(block: Block, manifest: Manifest) -> None:
     patients = block.batch.column("patient").dictionary
     if not pc.all(pc.less(patients[:-1], patients[1:]), min_count=0).as_py():
         raise ShardError("the patients' dictionary is not sorted, or holds one twice")
+
+
+def _label_words(block: Block, manifest: Manifest) -> tuple[str, ...]:
+    """Give the words the label column must have: the classes, or the sets it has, in order."""
+    try:
+        return manifest.labelling.words(block.words("label"))
+    except ConfigError as error:
+        raise ShardError(f"label words are wrong: {error}") from error
 
 
 def _order_of(block: Block, row: int) -> tuple[int, int, int, str]:

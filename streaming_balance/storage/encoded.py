@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from streaming_balance.errors import ConfigError
 from streaming_balance.storage.codecs import encode, voxel_digest
+from streaming_balance.storage.labelling import Labelling
 from streaming_balance.storage.layout import ARRAY_FIELDS, AXES, member_name
 from streaming_balance.storage.manifest import JSON
 from streaming_balance.storage.rows import ArrayRow, MemberRow
@@ -46,7 +47,7 @@ class EncodedSample:
     patient: str
     """The patient who owns it."""
     label: str
-    """Name of its class."""
+    """Name of its class; in a multi-label data set its findings in class order joined by `|`."""
     split: str
     """Its split."""
     columns: Mapping[str, str]
@@ -133,11 +134,11 @@ def encode_array(field: str, array: NDArray[Any], *, axes: str, codec: str) -> E
     )
 
 
-def packed_members(sample: EncodedSample, class_number: int) -> tuple[PackedMember, ...]:
+def packed_members(sample: EncodedSample, labelling: Labelling) -> tuple[PackedMember, ...]:
     """Turn a sample into its members, in the order they stand in the shard.
 
     Raises:
-        ConfigError: its details are not plain JSON.
+        ConfigError: its label is no class, or its details are not plain JSON.
     """
     members = [
         _member(
@@ -145,8 +146,10 @@ def packed_members(sample: EncodedSample, class_number: int) -> tuple[PackedMemb
         )
         for array in sample.arrays
     ]
-    members.append(_member("cls", member_name(sample.key, "cls"), b"%d" % class_number))
-    members.append(_member("json", member_name(sample.key, "json"), _details(sample)))
+    cls = labelling.payload(sample.label)
+    members.append(_member("cls", labelling.member_name(sample.key), cls))
+    details = _details(sample, labelling)
+    members.append(_member("json", member_name(sample.key, "json"), details))
     return tuple(members)
 
 
@@ -159,12 +162,13 @@ def _member(
     )
 
 
-def _details(sample: EncodedSample) -> bytes:
+def _details(sample: EncodedSample, labelling: Labelling) -> bytes:
     """Write `KEY.json`: sorted names, no spaces, so the same sample gives the same bytes."""
     taken = {"patient", "label"} & sample.details.keys()
     if taken:
         raise ConfigError(f"sample {sample.key!r}: details may not set {sorted(taken)} themselves")
-    document = {**sample.details, "patient": sample.patient, "label": sample.label}
+    label = labelling.in_json(sample.label)
+    document = {**sample.details, "patient": sample.patient, "label": label}
     try:
         text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:

@@ -148,10 +148,17 @@ class SampleTable:
             )
         return self._ranges[split]
 
-    def labels(self, split: str, samples: Samples | None = None) -> NDArray[np.int64]:
-        """Give class numbers."""
+    def labels(self, split: str, samples: Samples | None = None) -> NDArray[Any]:
+        """Give class numbers, int64; of a multi-label data set `(n, K)` of 0 and 1, uint8."""
         codes = self._gather(split, samples, lambda block: block.codes("label"))
-        return _read_only(codes.astype(np.int64))
+        if not self._manifest.multi_label:
+            return _read_only(codes.astype(np.int64))
+        words = self._block(0).words("label")
+        return _read_only(self._manifest.labelling.indicators(words)[codes])
+
+    def label_words(self, split: str, samples: Samples | None = None) -> NDArray[np.str_]:
+        """Give labels as they are written: a class, or findings in class order joined by `|`."""
+        return self._words(split, samples, "label")
 
     def patients(self, split: str, samples: Samples | None = None) -> NDArray[np.str_]:
         """Give the patients' ids."""

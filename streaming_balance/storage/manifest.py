@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from streaming_balance.errors import ConfigError, ShardError
+from streaming_balance.storage.labelling import Labelling
 from streaming_balance.storage.layout import (
     FORMAT_NAME,
     FORMAT_VERSION,
@@ -99,6 +100,8 @@ class Manifest:
     """Ties manifest and table: of shard names, sizes, SHA-256 and the content digest."""
     classes: tuple[str, ...]
     """Label names in class order: the place is the class number, for ever."""
+    multi_label: bool = False
+    """Whether a sample has a set of findings, each of them a class; written only where true."""
     splits: tuple[SplitEntry, ...]
     """The splits, in the order of the table's rows."""
     train_splits: tuple[str, ...]
@@ -123,6 +126,11 @@ class Manifest:
     """Cases found and not packed."""
     found: int
     """Cases found; packed plus rejected."""
+
+    @property
+    def labelling(self) -> Labelling:
+        """How labels are written."""
+        return Labelling(classes=self.classes, multi_label=self.multi_label)
 
 
 def settings_digest(settings: Mapping[str, JSON]) -> str:
@@ -168,6 +176,8 @@ def manifest_text(manifest: Manifest) -> str:
             for split in manifest.splits
         },
     }
+    if not manifest.multi_label:
+        del body["multi_label"]
     body["settings"] = json.loads(json.dumps(dict(manifest.settings), sort_keys=True))
     body["checksum"] = json_checksum(body)
     return json.dumps(body, indent=1) + "\n"
@@ -267,11 +277,14 @@ def json_checksum(body: Mapping[str, Any]) -> str:
 def _manifest_from(body: Mapping[str, Any]) -> Manifest:
     """Build the manifest, checking the type of every field and that none is unknown."""
     known = {"format", "version", "needs", *Manifest.__dataclass_fields__}
-    if body.keys() != known:
+    if body.keys() | {"multi_label"} != known:
         raise ValueError(f"unknown or missing names: {sorted(body.keys() ^ known)}")
+    if body.get("multi_label", True) is not True:
+        raise ValueError(f"multi_label is {body['multi_label']!r}; it is true or not there")
     manifest = Manifest(
         pack_id=_text(body["pack_id"]),
         classes=_texts(body["classes"]),
+        multi_label="multi_label" in body,
         splits=tuple(_split(name, entry) for name, entry in body["splits"].items()),
         train_splits=_texts(body["train_splits"]),
         codec=_text(body["codec"]),
@@ -294,6 +307,8 @@ def _manifest_from(body: Mapping[str, Any]) -> Manifest:
 
 def _check_consistency(manifest: Manifest) -> None:
     """Check what several fields say about each other."""
+    # Refuses class names that could not be told apart once joined.
+    Labelling(classes=manifest.classes, multi_label=manifest.multi_label)
     splits = {split.name for split in manifest.splits}
     rows = sum(split.samples for split in manifest.splits)
     if rows != manifest.table.rows or rows != sum(shard.samples for shard in manifest.shards):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from streaming_balance.storage.labelling import Labelling
 from streaming_balance.storage.layout import (
     ARRAY_FIELDS,
     AXES,
@@ -60,7 +61,7 @@ class SampleRow:
     patient: str
     """The patient who owns it."""
     label: str
-    """Name of its class."""
+    """Name of its class; in a multi-label data set its findings in class order joined by `|`."""
     split: str
     """Its split."""
     shard: int
@@ -72,31 +73,34 @@ class SampleRow:
 
 
 def sorted_rows(
-    rows: Sequence[SampleRow], *, splits: Sequence[str], classes: Sequence[str]
+    rows: Sequence[SampleRow], *, splits: Sequence[str], labels: Sequence[str]
 ) -> list[SampleRow]:
-    """Sort rows as the table holds them: by split, class number, patient, key."""
+    """Sort rows as the table holds them: by split, place among the labels, patient, key."""
     split_places = {split: place for place, split in enumerate(splits)}
-    class_places = {label: place for place, label in enumerate(classes)}
+    label_places = {label: place for place, label in enumerate(labels)}
     return sorted(
         rows,
-        key=lambda row: (split_places[row.split], class_places[row.label], row.patient, row.key),
+        key=lambda row: (split_places[row.split], label_places[row.label], row.patient, row.key),
     )
 
 
 def content_digest(
-    rows: Sequence[SampleRow], *, classes: Sequence[str], columns: Sequence[str]
+    rows: Sequence[SampleRow], *, labelling: Labelling, columns: Sequence[str]
 ) -> str:
     """Digest what a data set holds, not how it is stored.
 
     Args:
         rows: the rows, sorted.
-        classes: label names in class order.
+        labelling: label names in class order, and whether samples have sets of them.
         columns: names of the strata columns.
 
     Returns:
         64 hex digits: the same whatever codec, shard size or offsets.
     """
-    digest = hashlib.blake2b(_line([FORMAT_NAME, list(classes), list(columns)]), digest_size=32)
+    head: list[object] = [FORMAT_NAME, list(labelling.classes), list(columns)]
+    if labelling.multi_label:
+        head.append("multi_label")
+    digest = hashlib.blake2b(_line(head), digest_size=32)
     for row in rows:
         arrays = [
             [field, array.axes, array.dtype, list(array.shape), array.voxels]
@@ -151,7 +155,7 @@ def arrow_table(
     rows: Sequence[SampleRow],
     *,
     splits: Sequence[str],
-    classes: Sequence[str],
+    labels: Sequence[str],
     schema: pa.Schema,
     arrays: Sequence[str],
     columns: Sequence[str],
@@ -159,7 +163,7 @@ def arrow_table(
     """Build the Arrow table of sorted rows, every dictionary whole and in its order."""
     dictionaries = {
         "patient": sorted({row.patient for row in rows}),
-        "label": list(classes),
+        "label": list(labels),
         "split": list(splits),
     }
     values: dict[str, pa.Array] = {

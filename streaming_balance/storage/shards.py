@@ -82,6 +82,11 @@ class ShardSet:
         return self._manifest.settings.get("classes_declared") is True
 
     @property
+    def multi_label(self) -> bool:
+        """Whether a sample has a set of findings, each of them a class."""
+        return self._manifest.multi_label
+
+    @property
     def digest(self) -> str:
         """Digest of the content: the same whatever codec or shard size."""
         return self._manifest.digest
@@ -116,14 +121,31 @@ class ShardSet:
         self._check_split(split)
         return self._sizes[split]
 
-    def labels(self, split: str) -> NDArray[np.int64]:
-        """Give the class number of every sample of a split.
+    def labels(self, split: str) -> NDArray[Any]:
+        """Give the class of every sample of a split.
+
+        Returns:
+            `(n,)` class numbers, int64; of a multi-label data set `(n, K)` of 0 and 1, uint8, a
+            column per class.
 
         Raises:
             ConfigError: no such split.
         """
         self._check_split(split)
         return self._table.labels(split)
+
+    def label_words(self, split: str) -> NDArray[np.str_]:
+        """Give the label of every sample of a split as text.
+
+        Returns:
+            `(n,)` class names; of a multi-label data set findings in class order joined by `|`,
+            empty where a sample has none.
+
+        Raises:
+            ConfigError: no such split.
+        """
+        self._check_split(split)
+        return self._table.label_words(split)
 
     def patients(self, split: str) -> NDArray[np.str_]:
         """Give the patient of every sample of a split.

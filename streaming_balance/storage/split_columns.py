@@ -62,8 +62,8 @@ class SplitColumns:
             field: table.formats(split, field) for field in arrays
         }
         """What the arrays of every field hold."""
-        self._class_numbers = table.labels(split)
-        self._classes = manifest.classes
+        self._labels = table.label_words(split)
+        self._labelling = manifest.labelling
 
     def members_of(self, shard: int) -> list[ExpectedMember]:
         """Give the members of one shard by ascending offset."""
@@ -78,18 +78,19 @@ class SplitColumns:
         if member.field in ARRAY_FIELDS:
             return self._array_problem(member, payload)
         if member.field == "cls":
-            expected = str(self._class_numbers[member.sample]).encode("ascii")
-            if bytes(payload) != expected:
-                return f"holds {bytes(payload[:20])!r}, the table says class {expected!r}"
-            return None
+            return self._class_problem(member, payload)
         return self._details_problem(member, payload)
 
     def _member(self, field: str, sample: int) -> ExpectedMember:
         """Describe one member."""
         places, key = self.places[field], str(self.keys[sample])
         formats = self.formats.get(field)
+        if formats is not None:
+            name = str(formats.member[sample])
+        else:
+            name = self._labelling.member_name(key) if field == "cls" else member_name(key, field)
         return ExpectedMember(
-            name=member_name(key, field) if formats is None else str(formats.member[sample]),
+            name=name,
             field=field,
             sample=sample,
             key=key,
@@ -97,6 +98,16 @@ class SplitColumns:
             bytes=int(places.stored_bytes[sample]),
             checksum=int(places.xxh3[sample]),
         )
+
+    def _class_problem(self, member: ExpectedMember, payload: bytearray) -> str | None:
+        """Compare the member that holds a sample's class with its row."""
+        label = str(self._labels[member.sample])
+        expected = self._labelling.payload(label)
+        if bytes(payload) == expected:
+            return None
+        if self._labelling.multi_label:
+            return f"is not the array of the findings {label!r} that the table says"
+        return f"holds {bytes(payload[:20])!r}, the table says class {expected!r}"
 
     def _array_problem(self, member: ExpectedMember, payload: bytearray) -> str | None:
         """Decode an array and compare dtype, shape and content with its row."""
@@ -124,7 +135,7 @@ class SplitColumns:
             return "is no JSON object"
         expected = {
             "patient": str(self.patients[member.sample]),
-            "label": self._classes[int(self._class_numbers[member.sample])],
+            "label": self._labelling.in_json(str(self._labels[member.sample])),
         }
         for name, value in expected.items():
             if details.get(name) != value:

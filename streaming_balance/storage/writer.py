@@ -33,6 +33,7 @@ from streaming_balance.storage.journal import (
     remove_journals,
     write_journal,
 )
+from streaming_balance.storage.labelling import Labelling
 from streaming_balance.storage.layout import (
     ARRAY_FIELDS,
     MANIFEST_NAME,
@@ -97,6 +98,7 @@ class PackWriter:
         shard_bytes: int,
         settings: Mapping[str, JSON],
         overwrite: bool,
+        multi_label: bool = False,
     ) -> None:
         """Lock the folder and make it ready: what an interrupted pack left is kept or removed.
 
@@ -110,6 +112,7 @@ class PackWriter:
             shard_bytes: a shard is closed before it would grow beyond this.
             settings: what the packer was asked to do; equal settings resume an interrupted pack.
             overwrite: start from nothing even where a data set or an interrupted pack stands.
+            multi_label: samples have sets of findings, each of them a class.
 
         Raises:
             ConfigError: a setting is wrong, the folder is being packed by another process, or it
@@ -117,7 +120,7 @@ class PackWriter:
             ShardError: the folder cannot be written.
         """
         self._names = Names(
-            classes=tuple(classes),
+            labelling=Labelling(classes=tuple(classes), multi_label=multi_label),
             splits=tuple(splits),
             train_splits=tuple(train_splits),
             columns=tuple(columns),
@@ -188,7 +191,7 @@ class PackWriter:
             ShardError: the disk is full or failing.
         """
         self._names.check_sample(sample)
-        members = packed_members(sample, self._names.classes.index(sample.label))
+        members = packed_members(sample, self._names.labelling)
         if sample.key in self._finished_keys:
             self._packed.check_unchanged(sample, members)
             return
@@ -319,15 +322,17 @@ class PackWriter:
 
     def _write_table(self, found: int, rejected: Sequence[Rejected]) -> Manifest:
         """Sort and digest the rows, write the table, and say all of it in a manifest."""
-        rows = sorted_rows(self._rows, splits=self._names.splits, classes=self._names.classes)
+        labelling = self._names.labelling
+        labels = labelling.words(row.label for row in self._rows)
+        rows = sorted_rows(self._rows, splits=self._names.splits, labels=labels)
         has_seg = any("seg" in row.members for row in rows)
         arrays = ARRAY_FIELDS if has_seg else ARRAY_FIELDS[:1]
-        digest = content_digest(rows, classes=self._names.classes, columns=self._names.columns)
+        digest = content_digest(rows, labelling=labelling, columns=self._names.columns)
         identity = pack_id(digest, self._shards)
         table = arrow_table(
             rows,
             splits=self._names.splits,
-            classes=self._names.classes,
+            labels=labels,
             schema=table_schema(columns=self._names.columns, arrays=arrays, pack_id=identity),
             arrays=arrays,
             columns=self._names.columns,
@@ -335,7 +340,8 @@ class PackWriter:
         entry = write_table(self._folder / TABLE_NAME, table)
         return Manifest(
             pack_id=identity,
-            classes=self._names.classes,
+            classes=labelling.classes,
+            multi_label=labelling.multi_label,
             splits=_split_entries(rows, self._names.splits),
             train_splits=self._names.train_splits,
             codec=self._codec,

@@ -234,11 +234,16 @@ class BatchAssembler:
                 self._reader.read_into([number], tensor.numpy()[None], field=field)
                 sample[field] = tensor
         return sample | {
-            "label": int(self._labels[number]),
+            "label": self._label(number),
             "key": str(self._keys[number]),
             "patient": str(self._patients[number]),
             "sample": number,
         }
+
+    def _label(self, number: int) -> int | torch.Tensor:
+        """Give one sample's class number, or (K,) of 0 and 1 where it may have several."""
+        label = self._labels[number]
+        return int(label) if label.ndim == 0 else torch.from_numpy(label.astype(np.int64))
 
     def _described(self, request: BatchRequest) -> Batch:
         """Give everything of a batch but its arrays."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from streaming_balance.errors import BalanceError, ConfigError
+from streaming_balance.storage.labelling import count_carriers
 from streaming_balance.storage.reader import Reader
 from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.batches import Batch, BatchAssembler, BatchRequest
@@ -90,7 +91,7 @@ class PlannedLoader(ABC):
 
         Returns:
             `samples` and `bytes` delivered, `seconds_waited` by the training loop for batches,
-            and `class_counts`, label -> samples.
+            and `class_counts`, label -> samples (one with several findings counts for each).
         """
         counts = zip(self._shards.classes, self._class_counts.tolist(), strict=True)
         return {
@@ -149,7 +150,7 @@ class PlannedLoader(ABC):
     def _count(self, request: BatchRequest, num_bytes: int) -> None:
         """Add a delivered batch to the statistics."""
         labels = self._labels[request.samples]
-        self._class_counts += np.bincount(labels, minlength=len(self._class_counts))
+        self._class_counts += count_carriers(labels, len(self._class_counts))
         self._samples += len(request.samples)
         self._bytes += num_bytes
 
