@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from streaming_balance.errors import ConfigError, ResumeError
 from streaming_balance.plan.epoch import PLAN_VERSION, BalancedPlan
 from streaming_balance.report.plan_summary import patient_exposure
+from streaming_balance.storage.labelling import carriers
 from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.state import LoaderState, delivered, mixed_in
 
@@ -35,7 +36,7 @@ class ClassExposure:
     delivered: int
     """Samples delivered."""
     share: float
-    """Part of all deliveries."""
+    """Part of all deliveries; those of all classes sum to 1 unless samples have several."""
     exposure_min: int
     """Deliveries of the patient seen least, as partners too."""
     exposure_max: int
@@ -131,7 +132,7 @@ def audit_run(shards: ShardSet, state: LoaderState) -> Audit:
     total = max(1, int(counts.sum()))
     classes = {}
     for number, label in enumerate(shards.classes):
-        mine = (labels == number) & ~left_out
+        mine = carriers(labels, number) & ~left_out
         exposure = patient_exposure(patients[mine], counts[mine] + partners[mine])
         classes[label] = ClassExposure(
             patients=len(exposure),

@@ -15,6 +15,7 @@ from streaming_balance.config import read_settings
 from streaming_balance.errors import ConfigError, ResumeError
 from streaming_balance.plan.epoch import BalancedPlan
 from streaming_balance.plan.strategy import Strategy
+from streaming_balance.storage.labelling import carriers
 from streaming_balance.storage.reader import Verify
 from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.announcement import about_mixing, announce, announcement
@@ -169,7 +170,7 @@ class BalancedLoader(PlannedLoader):
         included = ~(np.isin(patients, left_out) | np.isin(keys, left_out))
         owners = {}
         for number, label in enumerate(self._shards.classes):
-            mine = np.flatnonzero((self._labels == number) & included)
+            mine = np.flatnonzero(carriers(self._labels, number) & included)
             owners[label] = mine, np.unique(patients[mine], return_inverse=True)[1].reshape(-1)
         return owners
 
@@ -261,8 +262,8 @@ def train_loader(
 
     Returns:
         An iterable of batches: dicts with `image` (b, C, D, H, W) or (b, C, H, W), `label` int64
-        (b,), `seg` when packed, `sample` and `slot` int64 (b,), `key` and `patient` lists, `epoch`,
-        `step` and `loss_scale`.
+        (b,) or, of a multi-label data set, (b, K) of 0 and 1, `seg` when packed, `sample` and
+        `slot` int64 (b,), `key` and `patient` lists, `epoch`, `step` and `loss_scale`.
 
     Raises:
         ConfigError: a setting is wrong, or balancing is asked for on a split that is not for
