@@ -117,8 +117,8 @@ class Cursor(Iterator[Item], Generic[Item]):
             )
         self._place = Place(epoch=epoch, step=step, taken=taken)
 
-    def _current(self) -> list[int]:
-        """Give the batch at this place; end the iteration where the epoch has no more."""
+    def _current(self) -> tuple[int, int]:
+        """Give epoch and step of the batch at this place; end where the epoch has no more."""
         place = self._place
         if place.step >= self._batches.num_steps(place.epoch):
             raise StopIteration
@@ -128,7 +128,7 @@ class Cursor(Iterator[Item], Generic[Item]):
                 "went to another epoch, or a state was loaded. Iterate anew, or build a second "
                 "sampler."
             )
-        return self._batches.rank_batch(place.epoch, place.step)
+        return place.epoch, place.step
 
     def _move_to(self, step: int, taken: int = 0) -> None:
         """Go on within the epoch, and tell the sampler."""
@@ -142,7 +142,7 @@ class BatchCursor(Cursor[list[int]]):
     """Hands out batches."""
 
     def __next__(self) -> list[int]:
-        batch = self._current()[self._place.taken :]
+        batch = self._batches.rank_batch(*self._current())[self._place.taken :]
         self._move_to(self._place.step + 1)
         return batch
 
@@ -156,9 +156,9 @@ class IndexCursor(Cursor[int]):
         self._batch_of: tuple[int, int] | None = None
 
     def __next__(self) -> int:
-        place = self._place
-        if self._batch_of != (place.epoch, place.step):
-            self._batch, self._batch_of = self._current(), (place.epoch, place.step)
+        current, place = self._current(), self._place
+        if self._batch_of != current:
+            self._batch, self._batch_of = self._batches.rank_batch(*current), current
         index = self._batch[place.taken]
         if place.taken + 1 < len(self._batch):
             self._move_to(place.step, place.taken + 1)
