@@ -104,14 +104,17 @@ class ShardDataset(Dataset[Sample]):
         return self._shards.classes
 
     @property
-    def targets(self) -> NDArray[np.int64]:
-        """Class number of every sample, read from the table alone."""
+    def targets(self) -> NDArray[Any]:
+        """Class number of every sample, or (n, K) of 0 and 1, read from the table alone."""
         return self._shards.labels(self._split)
 
     @property
     def labels(self) -> NDArray[np.str_]:
-        """Label name of every sample: what a configuration that names classes balances by."""
-        return np.array(self.classes, dtype=np.str_)[self.targets]
+        """Label name of every sample: what a configuration that names classes balances by.
+
+        Of a multi-label data set its findings joined by `|`.
+        """
+        return self._shards.label_words(self._split)
 
     @property
     def patients(self) -> NDArray[np.str_]:
@@ -128,8 +131,8 @@ class ShardDataset(Dataset[Sample]):
             index: sample number; from the end where negative.
 
         Returns:
-            `image` (C, D, H, W) or (C, H, W), `seg` where it was packed, `label` as class number,
-            `key`, `patient`, and `sample`, its number.
+            `image` (C, D, H, W) or (C, H, W), `seg` where it was packed, `label` as class number
+            (of a multi-label data set (K,) of 0 and 1), `key`, `patient`, and `sample`, its number.
 
         Raises:
             IndexError: no such sample.
