@@ -112,6 +112,11 @@ def test_effective_numbers_are_the_exact_geometric_sum(size: int, billionths: in
     assert found.tolist() == pytest.approx([float(expected)], rel=EXACT)
 
 
+def test_effective_numbers_of_empty_classes_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"class sizes are \[75, 0\]; each must be at least 1"):
+        effective_numbers(np.array([75, 0]), beta=0.9)
+
+
 def test_a_beta_next_to_one_tends_to_inverse_frequency() -> None:
     weights = normalised(effective_number_weights(GLIOMA, beta=1 - 2**-53))
     assert list(weights.values()) == pytest.approx([1.4736842105263157, 0.5263157894736842])

@@ -1,0 +1,471 @@
+"""Losses by class against torch's own losses and numbers worked by hand."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from streaming_balance.config import load_config
+from streaming_balance.errors import ConfigError
+from streaming_balance.plan.epoch import BalancedPlan
+from streaming_balance.training.class_weights import compute_class_weights
+from streaming_balance.training.losses import ClassWeightedCrossEntropyLoss, ClassWeightedMSELoss
+
+GLIOMA = ["LGG"] * 75 + ["HGG"] * 210
+# Axes after the batch. The last of (2, 3, 4, 6) is as wide as a batch of 6: averaging over the axes
+# 1, 2 and 3 of five gets that wrong without an error.
+AXES = [(4,), (3, 5), (2, 4, 5), (2, 3, 4, 6), (2, 3, 3, 2, 4)]
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Normal numbers."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def with_errors(errors: list[float], axes: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A prediction and a target whose samples have these mean squared errors."""
+    target = random(len(errors), *axes, dtype=torch.float64)
+    signs = target.sign() * torch.tensor(errors, dtype=torch.float64).sqrt().reshape(
+        -1, *(1 for _ in axes)
+    )
+    return target + signs, target
+
+
+@pytest.mark.parametrize("axes", AXES, ids=str)
+@pytest.mark.parametrize(
+    ("weights", "by_batch", "by_weights"),
+    [
+        ([1.0, 5.0], 10.333333333333334, 2.8181818181818183),
+        ([1.4736842105263157, 0.5263157894736842], 1.543859649122807, 1.8333333333333333),
+    ],
+    ids=["1 and 5", "gliomas"],
+)
+def test_the_squared_error_is_weighted_by_class_for_any_number_of_axes(
+    axes: tuple[int, ...], weights: list[float], by_batch: float, by_weights: float
+) -> None:
+    prediction, target = with_errors([1.0, 2.0, 4.0], axes)
+    labels = torch.tensor([0, 1, 1])
+    mean = ClassWeightedMSELoss(weights)(prediction, target, labels)
+    assert float(mean) == pytest.approx(by_batch, rel=1e-12)
+    weighted = ClassWeightedMSELoss(weights, reduction="weighted_mean")
+    assert float(weighted(prediction, target, labels)) == pytest.approx(by_weights, rel=1e-12)
+    total = ClassWeightedMSELoss(weights, reduction="sum")(prediction, target, labels)
+    assert float(total) == pytest.approx(3 * by_batch, rel=1e-12)
+    each = ClassWeightedMSELoss(weights, reduction="none")(prediction, target, labels)
+    expected = [weights[0], 2 * weights[1], 4 * weights[1]]
+    assert each.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("axes", AXES, ids=str)
+def test_weights_of_one_give_torchs_squared_error_and_its_gradient(axes: tuple[int, ...]) -> None:
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    ours = random(6, *axes).requires_grad_()
+    theirs = ours.detach().clone().requires_grad_()
+    target = random(6, *axes, seed=1)
+    loss, expected = (
+        ClassWeightedMSELoss([1.0, 1.0, 1.0])(ours, target, labels),
+        nn.MSELoss()(theirs, target),
+    )
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("axes", [(), (7,), (3, 4), (2, 3, 4)], ids=str)
+@pytest.mark.parametrize("ignored", [False, True], ids=["all counted", "some ignored"])
+def test_weighted_mean_is_torchs_cross_entropy_with_weights(
+    axes: tuple[int, ...], ignored: bool
+) -> None:
+    logits = random(6, 3, *axes, dtype=torch.float64)
+    labels = torch.randint(3, (6, *axes), generator=torch.Generator().manual_seed(1))
+    if ignored:
+        labels[0] = -100
+    weights = [0.5, 2.0, 3.0]
+    loss = ClassWeightedCrossEntropyLoss(weights, reduction="weighted_mean")(logits, labels)
+    expected = nn.CrossEntropyLoss(torch.tensor(weights, dtype=torch.float64))(logits, labels)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("axes", [(), (2, 3, 4)], ids=str)
+def test_weights_of_one_give_torchs_cross_entropy(axes: tuple[int, ...]) -> None:
+    logits = random(6, 3, *axes)
+    labels = torch.randint(3, (6, *axes), generator=torch.Generator().manual_seed(1))
+    loss = ClassWeightedCrossEntropyLoss([1.0, 1.0, 1.0])(logits, labels)
+    torch.testing.assert_close(loss, nn.CrossEntropyLoss()(logits, labels))
+
+
+def test_the_mean_cross_entropy_divides_by_samples_not_by_weights() -> None:
+    logits = torch.tensor([[2.0, 1.0], [2.0, 1.0]], dtype=torch.float64)
+    loss = ClassWeightedCrossEntropyLoss([3.0, 1.0])(logits, torch.tensor([0, 1]))
+    expected = (3 * 0.3132616875182228 + 1.3132616875182228) / 2
+    assert float(loss) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("axes", [(), (3, 4)], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_soft_targets_are_torchs_with_weights(axes: tuple[int, ...], reduction: str) -> None:
+    logits = random(6, 3, *axes, dtype=torch.float64)
+    shares = random(6, 3, *axes, seed=1, dtype=torch.float64).softmax(1)
+    weights = [0.5, 2.0, 3.0]
+    loss = ClassWeightedCrossEntropyLoss(weights, reduction=reduction)(logits, shares)  # type: ignore[arg-type]
+    torchs = nn.CrossEntropyLoss(torch.tensor(weights, dtype=torch.float64), reduction="none")
+    each = torchs(logits, shares)
+    expected = {"mean": each.mean(), "sum": each.sum(), "none": each}[reduction]
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "weighted_mean", "sum", "none"])
+def test_a_share_of_one_is_the_class_itself(reduction: Any) -> None:
+    labels = torch.tensor([0, 2, 1, 1])
+    shares = nn.functional.one_hot(labels, 3).float()
+    logits, target = random(4, 3), random(4, 3, seed=1)
+    entropy = ClassWeightedCrossEntropyLoss([0.5, 2.0, 3.0], reduction=reduction)
+    torch.testing.assert_close(entropy(logits, shares), entropy(logits, labels))
+    squared = ClassWeightedMSELoss([0.5, 2.0, 3.0], reduction=reduction)
+    torch.testing.assert_close(squared(logits, target, shares), squared(logits, target, labels))
+
+
+def test_a_mixed_sample_weighs_the_mean_of_its_classes() -> None:
+    prediction, target = with_errors([4.0], (2, 3, 3, 3))
+    shares = torch.tensor([[0.25, 0.75]])
+    loss = ClassWeightedMSELoss([1.0, 5.0])(prediction, target, shares)
+    assert float(loss) == pytest.approx(4.0 * (0.25 + 3.75), rel=1e-6)
+
+
+def test_ignored_samples_weigh_nothing_and_still_count_as_samples() -> None:
+    prediction, target = with_errors([1.0, 2.0, 4.0], (2, 3))
+    labels = torch.tensor([0, -100, 1])
+    loss = ClassWeightedMSELoss([1.0, 5.0])(prediction, target, labels)
+    assert float(loss) == pytest.approx((1 + 0 + 20) / 3, rel=1e-12)
+    own = ClassWeightedMSELoss([1.0, 5.0], ignore_index=1, reduction="weighted_mean")
+    assert float(own(prediction, target, torch.tensor([0, 1, 1]))) == pytest.approx(1.0)
+    logits = random(3, 2)
+    entropy = ClassWeightedCrossEntropyLoss([1.0, 5.0], reduction="none")(logits, labels)
+    assert float(entropy[1]) == 0.0
+    assert float(entropy[0]) > 0
+
+
+@pytest.mark.parametrize("reduction", ["mean", "weighted_mean", "sum"])
+def test_a_batch_of_ignored_samples_has_no_loss_and_no_gradient(reduction: Any) -> None:
+    logits = random(3, 2).requires_grad_()
+    labels = torch.full((3,), -100)
+    entropy = ClassWeightedCrossEntropyLoss([1.0, 5.0], reduction=reduction)(logits, labels)
+    squared = ClassWeightedMSELoss([1.0, 5.0], reduction=reduction)(logits, logits + 1, labels)
+    assert entropy.item() == squared.item() == 0.0
+    (entropy + squared).backward()
+    assert logits.grad is not None
+    assert logits.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("parts", [[8], [5, 3], [3, 3, 2], [1] * 8], ids=str)
+@pytest.mark.parametrize("kind", ["squared error", "cross entropy"])
+def test_ranks_of_unequal_size_add_up_to_the_gradient_of_the_whole_batch(
+    parts: list[int], kind: str
+) -> None:
+    labels = torch.tensor([0, 1, 1, 1, 0, 1, -100, 1])
+    inputs, target = random(8, 6, dtype=torch.float64), random(8, 2, seed=1, dtype=torch.float64)
+    if kind == "cross entropy":
+        entropy = ClassWeightedCrossEntropyLoss([1.47, 0.53])
+    squared = ClassWeightedMSELoss([1.47, 0.53])
+
+    def gradient(rows: slice, scale: float) -> torch.Tensor:
+        matrix = random(6, 2, seed=2, dtype=torch.float64).requires_grad_()
+        output = inputs[rows] @ matrix
+        if kind == "cross entropy":
+            loss = entropy(output, labels[rows])
+        else:
+            loss = squared(output, target[rows], labels[rows])
+        (loss * scale).backward()
+        assert matrix.grad is not None
+        return matrix.grad
+
+    whole = gradient(slice(0, 8), 1.0)
+    ends = np.cumsum(parts).tolist()
+    ranks = [
+        gradient(slice(end - size, end), size * len(parts) / 8)  # `loss_scale` of a batch
+        for size, end in zip(parts, ends, strict=True)
+    ]
+    torch.testing.assert_close(torch.stack(ranks).mean(0), whole, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    prediction, target = random(4, 2, 8, 8, 8).to(dtype), random(4, 2, 8, 8, 8, seed=1).to(dtype)
+    labels = torch.tensor([0, 1, 1, 0])
+    squared = ClassWeightedMSELoss([1.47, 0.53])
+    loss = squared(prediction, target, labels)
+    assert loss.dtype == torch.float32
+    expected = squared(prediction.double(), target.double(), labels)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    logits = random(4, 2).to(dtype)
+    entropy = ClassWeightedCrossEntropyLoss([1.47, 0.53])
+    assert entropy(logits, labels).dtype == torch.float32
+    assert float(entropy(logits, labels)) == pytest.approx(
+        float(entropy(logits.double(), labels)), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 1, 0], [[0.5, 0.5]] * 4], ids=["numbers", "shares"])
+def test_autocast_does_not_reach_into_the_loss(labels: Any) -> None:
+    layer = nn.Linear(6, 2)
+    inputs, target = random(4, 6), random(4, 2, seed=1)
+    squared = ClassWeightedMSELoss([1.47, 0.53])
+    entropy = ClassWeightedCrossEntropyLoss([1.47, 0.53], logit_adjustment=[-1.3, -0.3])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = layer(inputs)
+        assert output.dtype == torch.bfloat16
+        inside = squared(output, target, torch.tensor(labels))
+        inside_entropy = entropy(output, torch.tensor(labels))
+    outside = squared(output.float(), target, torch.tensor(labels))
+    assert inside.dtype == inside_entropy.dtype == torch.float32
+    torch.testing.assert_close(inside, outside, rtol=0, atol=0)
+    expected = entropy(output.float(), torch.tensor(labels))
+    torch.testing.assert_close(inside_entropy, expected, rtol=0, atol=0)
+
+
+def test_weights_follow_the_module_and_stay_out_of_checkpoints() -> None:
+    loss = ClassWeightedCrossEntropyLoss([1.47, 0.53], logit_adjustment=[-1.3, -0.3])
+    assert dict(loss.named_buffers()).keys() == {"class_weights", "logit_adjustment"}
+    assert loss.state_dict() == {}
+    assert list(loss.parameters()) == []
+    moved = loss.to("meta")
+    assert moved.class_weights.device.type == "meta"
+    assert moved.logit_adjustment is not None
+    assert moved.logit_adjustment.device.type == "meta"
+
+
+def test_a_model_cast_to_half_does_not_round_the_weights() -> None:
+    prediction, target = with_errors([1.0, 2.0], (4,))
+    labels = torch.tensor([0, 1])
+    weights = [1.4736842105263157, 0.5263157894736842]
+    expected = ClassWeightedMSELoss(weights)(prediction.float(), target.float(), labels)
+    halved = ClassWeightedMSELoss(weights).half()
+    assert torch.equal(halved(prediction.float(), target.float(), labels), expected)
+    doubled = ClassWeightedMSELoss(weights).double()(prediction, target, labels)
+    assert float(doubled) == pytest.approx((weights[0] + 2 * weights[1]) / 2, rel=1e-12)
+
+
+def test_any_whole_dtype_of_labels_will_do() -> None:
+    prediction, target = with_errors([1.0, 2.0, 4.0], (2, 3))
+    loss = ClassWeightedMSELoss([1.0, 5.0])
+    for dtype in (torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool):
+        labels = torch.tensor([0, 1, 1]).to(dtype)
+        assert float(loss(prediction, target, labels)) == pytest.approx(31 / 3, rel=1e-12)
+
+
+def test_logit_adjustment_is_balanced_softmax() -> None:
+    # Adding log n_c to logits 2 and 1: cross entropy worked out to 60 digits.
+    logits = torch.tensor([[2.0, 1.0]], dtype=torch.float64)
+    prior = [math.log(75 / 285), math.log(210 / 285)]
+    loss = ClassWeightedCrossEntropyLoss([1.0, 1.0], logit_adjustment=prior)
+    for label, expected in enumerate([0.7080665488763163, 0.678447131695158]):
+        found = float(loss(logits, torch.tensor([label])))
+        assert found == pytest.approx(expected, rel=1e-12)
+    voxels = logits.reshape(1, 2, 1, 1, 1).expand(1, 2, 3, 4, 5)
+    dense = loss(voxels, torch.zeros(1, 3, 4, 5, dtype=torch.int64))
+    assert float(dense) == pytest.approx(0.7080665488763163, rel=1e-12)
+
+
+def test_logit_adjustment_is_taken_by_name() -> None:
+    by_name = ClassWeightedCrossEntropyLoss(
+        [1.0, 1.0], classes=["LGG", "HGG"], logit_adjustment={"HGG": -0.3, "LGG": -1.3}
+    )
+    assert by_name.logit_adjustment is not None
+    assert by_name.logit_adjustment.tolist() == pytest.approx([-1.3, -0.3])
+
+
+def test_weights_are_taken_by_number_by_name_or_from_labels() -> None:
+    prediction, target = with_errors([1.0, 2.0, 4.0], (2, 3))
+    labels = torch.tensor([0, 1, 1])
+    for weights, classes in (
+        ([1.0, 5.0], None),
+        ((1.0, 5.0), None),
+        (torch.tensor([1.0, 5.0]), None),
+        (np.array([1.0, 5.0]), None),
+        ({1: 5.0, 0: 1.0}, None),
+        ({"1": 5.0, "0": 1.0}, None),
+        ({"HGG": 5.0, "LGG": 1.0}, ["LGG", "HGG"]),
+    ):
+        loss = ClassWeightedMSELoss(weights, classes=classes)  # type: ignore[arg-type]
+        assert float(loss(prediction, target, labels)) == pytest.approx(31 / 3, rel=1e-12)
+    counted = compute_class_weights([0] * 75 + [1] * 210)
+    assert ClassWeightedMSELoss(counted).class_weights.tolist() == pytest.approx([1.9, 19 / 28])
+
+
+def test_counted_text_labels_never_guess_which_number_they_are() -> None:
+    counted = compute_class_weights(GLIOMA)
+    with pytest.raises(ConfigError, match=r"say which is which with classes=, such as classes=sha"):
+        ClassWeightedMSELoss(counted)
+    declared = ClassWeightedMSELoss(counted, classes=["LGG", "HGG", "none yet"])
+    assert declared.class_weights.tolist() == pytest.approx([1.9, 19 / 28, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"class_weights": []}, r"class_weights are \[\]; give one finite number per class"),
+        ({"class_weights": [1.0, math.nan]}, "give one finite number per class"),
+        ({"class_weights": [1.0, True]}, "give one finite number per class"),
+        ({"class_weights": "12"}, "give one finite number per class"),
+        ({"class_weights": 2.0}, "give one finite number per class"),
+        ({"class_weights": [1.0, -1.0]}, "use numbers of at least 0"),
+        ({"class_weights": [0.0, 0.0]}, "one of them above 0"),
+        ({"class_weights": {"LGG": 1.0}}, "say which is which with classes="),
+        ({"class_weights": {"LGG": 1.0}, "classes": ["LGG", "HGG"]}, "leave out class 'HGG'"),
+        ({"class_weights": {0: 1.0, 2: 1.0}}, "leave out class 1"),
+        ({"class_weights": {"lgg": 1.0}, "classes": ["LGG"]}, "'lgg', which is none of the cla"),
+        ({"class_weights": {-1: 1.0}}, "label -1 is negative"),
+        ({"class_weights": {}}, "there are no class weights"),
+        ({"class_weights": [1.0], "reduction": "avg"}, "reduction is 'avg'; allowed: 'mean'"),
+        ({"class_weights": [1.0], "reduction": "weightedmean"}, "Did you mean 'weighted_mean'"),
+    ],
+)
+def test_weights_that_make_no_sense_are_refused(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        ClassWeightedMSELoss(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("added", "said"),
+    [
+        ([0.0], "logit_adjustment has 1 numbers for 2 classes"),
+        ([0.0, -math.inf], "logit_adjustment are .*; give one finite number per class"),
+        ({0: -1.0, 2: -1.0}, "logit_adjustment leave out class 1"),
+        ({"LGG": -1.0, "HGG": 0.0}, "logit_adjustment are given by labels 'LGG', 'HGG'"),
+    ],
+)
+def test_adjustments_that_make_no_sense_are_refused(added: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        ClassWeightedCrossEntropyLoss([1.0, 1.0], logit_adjustment=added)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "labels", "said"),
+    [
+        (((3, 4), (3, 5)), [0, 1, 1], r"prediction has shape \(3, 4\) and target \(3, 5\)"),
+        (((3,), (3,)), [0, 1, 1], "of rank 2 or more"),
+        (((3, 4), (3, 4)), [0, 1], r"labels have shape \(2,\); give one class number for each"),
+        (((3, 4), (3, 4)), [0, 1, 2], "labels hold class 2; there are weights for 0 to 1"),
+        (((3, 4), (3, 4)), [0, -1, 1], "labels hold class -1; .* and -100 is ignored"),
+        (((3, 4), (3, 4)), [0.0, 1.0, 1.0], "labels have dtype torch.float32"),
+        (((3, 4), (3, 4)), [[1.0, 0.0, 0.0]] * 3, "or shares of the 2 classes"),
+    ],
+)
+def test_batches_that_do_not_fit_a_squared_error_are_refused(
+    shapes: tuple[tuple[int, ...], tuple[int, ...]], labels: list[Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        ClassWeightedMSELoss([1.0, 5.0])(*map(torch.zeros, shapes), torch.tensor(labels))
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels", "said"),
+    [
+        (
+            (3, 3),
+            [0, 1, 1],
+            r"logits have shape \(3, 3\); with weights for 2 classes give \(B, 2\)",
+        ),
+        ((3,), [0, 1, 1], r"logits have shape \(3,\)"),
+        ((3, 2), [0, 1], r"labels have shape \(2,\)"),
+        ((3, 2, 4), [0, 1, 1], r"each place of \(3, 4\)"),
+        ((3, 2), [0, 1, 5], "labels hold class 5"),
+        ((3, 2), [0.5, 0.5, 1.0], "labels have dtype torch.float32"),
+    ],
+)
+def test_batches_that_do_not_fit_a_cross_entropy_are_refused(
+    shape: tuple[int, ...], labels: list[Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        ClassWeightedCrossEntropyLoss([1.0, 5.0])(torch.zeros(shape), torch.tensor(labels))
+
+
+def test_the_weights_are_shown_where_a_model_is_printed() -> None:
+    assert "[1.9, 0.6786], reduction='mean'" in repr(ClassWeightedMSELoss([1.9, 0.6785714]))
+    assert repr(ClassWeightedMSELoss([1.0] * 1000)).count("1, ") == 20
+
+
+def write(folder: Path, section: str) -> Path:
+    """Write a configuration whose `class_weights` are these."""
+    path = folder / "run.yaml"
+    path.write_text(f"data: {{balancing: {{class_weights: {section}}}}}")
+    return path
+
+
+def test_a_loss_comes_from_the_file_that_drives_the_sampling(tmp_path: Path) -> None:
+    path = write(tmp_path, "{enabled: true}")
+    plan = BalancedPlan.from_labels(GLIOMA, global_batch_size=8, balance=None)
+    for config in (path, str(path), load_config(path), {"class_weights": {"enabled": True}}):
+        loss = ClassWeightedMSELoss.from_config(config, plan)
+        assert loss.class_weights.tolist() == pytest.approx(
+            [0.5263157894736842, 1.4736842105263157]
+        )
+    entropy = ClassWeightedCrossEntropyLoss.from_config(path, plan, reduction="sum")
+    assert isinstance(entropy, ClassWeightedCrossEntropyLoss)
+    assert entropy.reduction == "sum"
+
+
+def test_a_file_that_enables_no_class_weights_gives_weights_of_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = BalancedPlan.from_labels(GLIOMA, global_batch_size=8)
+    section = {"weighted_sampler": {"enabled": True}}
+    with caplog.at_level(logging.WARNING):
+        assert ClassWeightedMSELoss.from_config(section, plan).class_weights.tolist() == [1.0, 1.0]
+    assert caplog.records == []
+    loaded = load_config(write(tmp_path, "{enabled: false, normalize: false}"))
+    assert ClassWeightedMSELoss.from_config(loaded, plan).class_weights.tolist() == [1.0, 1.0]
+
+
+def test_labels_that_are_numbers_weigh_by_the_number_they_are() -> None:
+    plan = BalancedPlan.from_labels([1] * 75 + [3] * 210, global_batch_size=8, balance=None)
+    section = {"class_weights": {"enabled": True, "normalize": False}}
+    loss = ClassWeightedMSELoss.from_config(section, plan)
+    assert loss.class_weights.tolist() == pytest.approx([0.0, 1.9, 0.0, 19 / 28])
+
+
+def test_a_list_of_manual_weights_follows_the_declared_class_order() -> None:
+    plan = BalancedPlan.from_class_sizes({"LGG": 75, "HGG": 210}, global_batch_size=8, balance=None)
+    section = {
+        "class_weights": {
+            "enabled": True,
+            "method": "manual",
+            "manual_weights": [2.8, 1.0],
+            "normalize": False,
+        }
+    }
+    with pytest.raises(ConfigError, match=r"Write a mapping: \{LGG: 1\.0, HGG: 1\.0\}"):
+        ClassWeightedMSELoss.from_config(section, plan)
+    loss = ClassWeightedMSELoss.from_config(section, plan, classes=["LGG", "HGG"])
+    assert loss.class_weights.tolist() == pytest.approx([2.8, 1.0])
+
+
+def test_a_loss_on_top_of_balanced_sampling_is_warned_about(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    plan = BalancedPlan.from_labels(GLIOMA, global_batch_size=8)
+    with caplog.at_level(logging.WARNING):
+        ClassWeightedMSELoss.from_config({"class_weights": {"enabled": True}}, plan)
+    assert "0.263 from HGG, 0.737 from LGG" in caplog.text
+    caplog.clear()
+    sampled = {"class_weights": {"enabled": True, "basis": "sampled"}}
+    with caplog.at_level(logging.WARNING):
+        loss = ClassWeightedMSELoss.from_config(sampled, plan)
+    assert loss.class_weights.tolist() == [1.0, 1.0]
+    assert caplog.records == []
+
+
+def test_a_loss_touches_no_global_generator() -> None:
+    before = torch.random.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
+    loss = ClassWeightedCrossEntropyLoss(compute_class_weights([0, 1, 1]))
+    loss(torch.zeros(2, 2), torch.tensor([0, 1]))
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    assert np.random.get_state()[1].tolist() == before[1]  # type: ignore[index]  # noqa: NPY002
