@@ -34,7 +34,7 @@ class Sample:
     patient: str | None = None
     """Its patient; its key where None."""
     label: str = "HGG"
-    """Its class."""
+    """Its class, or its findings joined by `|`."""
     split: str = "train"
     """Its split."""
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -69,6 +69,7 @@ def pack(
     codec: str = "npy",
     shard_bytes: int = 1 << 20,
     classes: Sequence[str] = ("HGG", "LGG"),
+    multi_label: bool = False,
 ) -> Manifest:
     """Pack samples into `folder`, split after split, in the order given."""
     splits = list(dict.fromkeys(sample.split for sample in samples))
@@ -82,6 +83,7 @@ def pack(
         shard_bytes=shard_bytes,
         settings={"codec": codec, "shard_bytes": shard_bytes},
         overwrite=False,
+        multi_label=multi_label,
     )
     with writer:
         for split in splits:
