@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from streaming_balance.errors import ConfigError
 from streaming_balance.plan.keys import check_seed, stream_key, words
-from streaming_balance.plan.members import class_codes, complete_array
+from streaming_balance.plan.labels import class_codes, complete_array
 from streaming_balance.plan.options import check_number, listed, whole_number
 from streaming_balance.plan.strategies import Upsample
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streaming_balance.errors import ConfigError
-from streaming_balance.plan.members import complete_array
+from streaming_balance.plan.labels import complete_array
 from streaming_balance.plan.options import listed, order_labels
 from streaming_balance.plan.weights import inverse_frequency_weights
 

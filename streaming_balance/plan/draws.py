@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Iterable
+from fractions import Fraction
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from streaming_balance.errors import ConfigError
+from streaming_balance.plan.class_turns import ClassTurns
 from streaming_balance.plan.independent import IndependentDraws
 from streaming_balance.plan.keys import key_family, stream_key
 from streaming_balance.plan.members import ClassMembers, ClassTable, fixed_subset
-from streaming_balance.plan.quotas import StepQuotas, split_totals
+from streaming_balance.plan.quotas import StepQuotas, apportion, split_totals
 from streaming_balance.plan.rotation import BLOCK_PLACES, Rotation, spacing_for
 from streaming_balance.plan.shape import EpochShape
 from streaming_balance.plan.strategies import Downsample
 from streaming_balance.plan.strategy import Strategy, Target
+from streaming_balance.plan.systematic import SystematicDraws
+from streaming_balance.plan.targets import EpochTargets
 from streaming_balance.plan.totals import EpochTotals
+from streaming_balance.plan.unit_strategies import ClassesBySamples, RepeatFactor
+from streaming_balance.plan.unit_weights import unit_weights
+from streaming_balance.plan.walked_totals import JointTotals, ScheduledTotals, Totals
+from streaming_balance.plan.windows import Windows
 
 CACHED_EPOCHS = 4
 
@@ -25,12 +35,20 @@ CACHED_EPOCHS = 4
 class Draws(Protocol):
     """What a plan needs to know of its draws; every method is a pure function of its arguments."""
 
+    def shape(self, epoch: int) -> EpochShape:
+        """Give the steps and batch sizes of an epoch."""
+        ...
+
+    def shares(self, epoch: int) -> list[float]:
+        """Give the `(G,)` part of an epoch's draws that each group should get."""
+        ...
+
     def members_of(self, epoch: int, step: int) -> list[NDArray[np.int64]]:
-        """Give the `(K,)` lists of sample numbers of a global batch, in class order."""
+        """Give the `(G,)` lists of sample numbers of a global batch, group by group."""
         ...
 
     def quotas(self, epoch: int, step: int) -> NDArray[np.int64]:
-        """Give the `(K,)` draws per class of a global batch."""
+        """Give the `(G,)` draws per group of a global batch."""
         ...
 
     def exposure(self, epoch: int, step: int) -> NDArray[np.int64]:
@@ -39,54 +57,70 @@ class Draws(Protocol):
 
 
 class QuotaDraws:
-    """Exact quotas in every batch, endless passes within every class.
+    """Exact quotas in every batch, endless passes within every group.
 
     Args:
-        members: `(K,)` the units of each class that the strategy uses.
-        num_samples: samples in the split, N.
+        table: classes and the groups they consist of.
+        members: `(G,)` the units of each group that the strategy uses.
         strategy: its name and whether it may repeat.
         seed: the run's seed.
-        shape: steps and batch sizes of an epoch.
-        target: the strategy's exact shares.
+        targets: shares, length and shape of every epoch.
     """
 
-    __slots__ = ("_epochs", "_members", "_num_samples", "_rotations", "_seed", "_shape", "totals")
+    __slots__ = (
+        "_epochs",
+        "_label_of",
+        "_members",
+        "_num_samples",
+        "_rotations",
+        "_seed",
+        "_targets",
+        "totals",
+    )
 
     def __init__(
         self,
+        table: ClassTable,
         members: tuple[ClassMembers, ...],
         *,
-        num_samples: int,
         strategy: Strategy,
         seed: int,
-        shape: EpochShape,
-        target: Target,
+        targets: EpochTargets,
     ) -> None:
-        self._members, self._num_samples = members, num_samples
-        self._seed, self._shape = seed, shape
-        ideal = [share * shape.num_draws for share in target.shares]
-        ranking = self._keyed_order("totals")
-        self.totals = EpochTotals(ideal, tie_order=np.argsort(ranking).tolist())
+        self._members, self._num_samples = members, table.num_samples
+        labels = list(table.quota_sizes)
+        self._label_of = [labels[number] for number in table.groups]
+        self._seed, self._targets = seed, targets
+        self.totals = self._totals(table)
+        windows = Windows(targets, strategy, is_joint=table.has_strata)
         self._rotations = [
             Rotation(
                 seed=seed,
-                label=members.label,
-                size=max(1, members.size),
-                hashes=members.hashes,
-                spacing=spacing_for(max(1, members.size), self._windows(number, strategy)),
-                lead=number * BLOCK_PLACES // len(self._members),
-                sorted_up_to=members.sorted_up_to,
+                label=group.label,
+                size=max(1, group.size),
+                hashes=group.hashes,
+                spacing=spacing_for(max(1, group.size), windows.of(number, group.size)),
+                lead=number * BLOCK_PLACES // len(members),
+                sorted_up_to=group.sorted_up_to,
             )
-            for number, members in enumerate(self._members)
+            for number, group in enumerate(members)
         ]
         self._epochs: OrderedDict[int, tuple[list[int], StepQuotas, list[int]]] = OrderedDict()
 
+    def shape(self, epoch: int) -> EpochShape:
+        """Give the steps and batch sizes of an epoch."""
+        return self._targets.shape(epoch)
+
+    def shares(self, epoch: int) -> list[float]:
+        """Give the `(G,)` share of each group."""
+        return [float(share) for share in self._targets.group_shares(epoch)]
+
     def quotas(self, epoch: int, step: int) -> NDArray[np.int64]:
-        """Give the `(K,)` draws per class of a global batch."""
+        """Give the `(G,)` draws per group of a global batch."""
         return np.array(self._counts(epoch, step)[1], dtype=np.int64)
 
     def members_of(self, epoch: int, step: int) -> list[NDArray[np.int64]]:
-        """Give the `(K,)` lists of sample numbers of a global batch, in class order."""
+        """Give the `(G,)` lists of sample numbers of a global batch, group by group."""
         before, counts = self._counts(epoch, step)
         drawn = []
         for number, members in enumerate(self._members):
@@ -97,7 +131,7 @@ class QuotaDraws:
     def exposure(self, epoch: int, step: int) -> NDArray[np.int64]:
         """Give the `(N,)` deliveries per sample before a step."""
         exposure = np.zeros(self._num_samples, dtype=np.int64)
-        if step == self._shape.num_steps:
+        if step == self.shape(epoch).num_steps:
             before = list(self.totals.before(epoch + 1))
         else:
             before, _ = self._counts(epoch, step)
@@ -107,9 +141,9 @@ class QuotaDraws:
         return exposure
 
     def _counts(self, epoch: int, step: int) -> tuple[list[int], list[int]]:
-        """Give each class's ordinal at the start of a step, and its draws in it."""
+        """Give each group's ordinal at the start of a step, and its draws in it."""
         base, walk, last = self._epoch(epoch)
-        if last and step == self._shape.num_steps - 1:
+        if last and step == self.shape(epoch).num_steps - 1:
             whole = self.totals.of(epoch)
             early = [total - late for total, late in zip(whole, last, strict=True)]
             return [start + count for start, count in zip(base, early, strict=True)], last
@@ -133,7 +167,7 @@ class QuotaDraws:
 
     def _start_epoch(self, epoch: int) -> tuple[list[int], StepQuotas, list[int]]:
         """Lay out the quotas of an epoch."""
-        shape, seed = self._shape, self._seed
+        shape, seed = self.shape(epoch), self._seed
         totals, last = list(self.totals.of(epoch)), []
         order = self._class_order(epoch)
         steps = shape.num_steps
@@ -156,28 +190,41 @@ class QuotaDraws:
         return list(self.totals.before(epoch)), walk, last
 
     def _class_order(self, epoch: int) -> list[int]:
-        """Give the epoch's keyed class order."""
-        return self._keyed_order("classes", epoch)
+        """Give the epoch's keyed class order; the strata of a class stay together in it."""
+        return self._keyed_order(range(len(self._members)), "classes", epoch)
 
-    def _keyed_order(self, purpose: str, *parts: int) -> list[int]:
-        """Order classes by keys of their labels."""
-        keys = [stream_key(self._seed, purpose, *parts, member.label) for member in self._members]
-        return sorted(range(len(keys)), key=keys.__getitem__)
+    def _keyed_order(self, groups: Iterable[int], purpose: str, *parts: int) -> list[int]:
+        """Order groups by keys of their labels, and those of one label by keys of their own."""
 
-    def _windows(self, number: int, strategy: Strategy) -> list[int]:
-        """List the numbers of consecutive draws in which nobody should repeat needlessly."""
-        ideal, shape = self.totals.ideal[number], self._shape
-        size = self._members[number].size
-        most = math.ceil(ideal)
-        windows: list[int] = []
-        for total in range(math.floor(ideal), most + 1):
-            windows += shape.batch_shares(total)
-        exact_passes = self.totals.is_constant and most == size
-        # Now and then one fewer than all: epochs and passes drift apart, and an epoch spans a seam.
-        drifting = isinstance(strategy, Downsample) and ideal < most == size
-        if most < size or drifting or (not strategy.replacement and not exact_passes):
-            windows.append(most)
-        return windows
+        def key(number: int) -> tuple[int, int]:
+            label, name = self._label_of[number], self._members[number].label
+            own = 0 if name == label else stream_key(self._seed, purpose, *parts, name)
+            return stream_key(self._seed, purpose, *parts, label), own
+
+        return sorted(groups, key=key)
+
+    def _totals(self, table: ClassTable) -> Totals:
+        """Schedule the totals of classes, and inside them those of their strata."""
+        targets = self._targets
+        labels = list(table.quota_sizes)
+        keys = [stream_key(self._seed, "totals", label) for label in labels]
+        ranking = sorted(range(len(keys)), key=keys.__getitem__)
+        tie_order = np.argsort(ranking).tolist()
+        whole: Totals
+        if targets.settled_epoch:
+            whole = ScheduledTotals(
+                targets.label_draws, settled_epoch=targets.settled_epoch, tie_order=tie_order
+            )
+        else:
+            whole = EpochTotals(targets.label_draws(0), tie_order=tie_order)
+        if not table.has_strata:
+            return whole
+        tie_orders = []
+        for number in range(len(labels)):
+            mine = [place for place, owner in enumerate(table.groups) if owner == number]
+            ranked = self._keyed_order(mine, "strata")
+            tie_orders.append([ranked.index(place) for place in mine])
+        return JointTotals(whole, inside=targets.inside, tie_orders=tie_orders)
 
 
 def used_members(table: ClassTable, strategy: Strategy, seed: int) -> tuple[ClassMembers, ...]:
@@ -185,41 +232,106 @@ def used_members(table: ClassTable, strategy: Strategy, seed: int) -> tuple[Clas
     if not isinstance(strategy, Downsample) or strategy.rotate:
         return table.members
     kept = strategy.resampled(table.sizes)
-    return tuple(
-        fixed_subset(members, kept.get(members.label, 0), seed=seed) if members.size else members
-        for members in table.members
-    )
+    used = list(table.members)
+    for number, label in enumerate(table.classes):
+        mine = [place for place, owner in enumerate(table.groups) if owner == number]
+        sizes = [table.members[place].size for place in mine]
+        if not any(sizes):
+            continue
+        counts = apportion([Fraction(size, sum(sizes)) for size in sizes], kept[str(label)])
+        for place, count in zip(mine, counts.tolist(), strict=True):
+            used[place] = fixed_subset(table.members[place], count, seed=seed)
+    return tuple(used)
 
 
 def make_draws(
-    table: ClassTable, strategy: Strategy, *, seed: int, shape: EpochShape, target: Target
+    table: ClassTable,
+    strategy: Strategy,
+    *,
+    seed: int,
+    global_batch_size: int,
+    weights: NDArray[np.float64] | None = None,
 ) -> Draws:
-    """Choose exact or independent draws.
+    """Choose how a strategy draws.
 
     Args:
         table: who belongs to which class.
         strategy: says how samples are drawn, and which of them.
         seed: the run's seed.
-        shape: steps and batch sizes of an epoch.
-        target: the strategy's exact shares.
+        global_batch_size: samples in a global batch.
+        weights: `(N,)` weight of every sample, for `sample_weights` by the name of a column.
 
     Returns:
         What a plan asks for its batches.
+
+    Raises:
+        ConfigError: the strategy cannot be met with these classes and this batch.
     """
+    if strategy.draws_units:
+        return _by_weight(table, strategy, weights, seed=seed, batch_size=global_batch_size)
+    targets = EpochTargets(table, strategy, global_batch_size=global_batch_size)
+    if isinstance(strategy, ClassesBySamples):
+        return _in_turn(table, strategy, seed=seed, shape=targets.shape(0))
     members = used_members(table, strategy, seed)
     if strategy.draw == "iid":
-        return IndependentDraws(
-            members,
-            num_samples=table.num_samples,
-            shares=np.array(target.shares, dtype=np.float64),
-            seed=seed,
-            shape=shape,
+        return IndependentDraws(members, num_samples=table.num_samples, seed=seed, targets=targets)
+    return QuotaDraws(table, members, strategy=strategy, seed=seed, targets=targets)
+
+
+def _in_turn(
+    table: ClassTable, strategy: ClassesBySamples, *, seed: int, shape: EpochShape
+) -> ClassTurns:
+    """Draw P classes and M units of each."""
+    present = sum(group.size > 0 for group in table.members)
+    if strategy.batch_size != shape.batch_size:
+        raise ConfigError(
+            f"p_k: P x M is {strategy.P} x {strategy.M} = {strategy.batch_size}, but "
+            f"global_batch_size is {shape.batch_size}; make them equal."
         )
-    return QuotaDraws(
-        members,
+    if int(strategy.P or 0) > present:
+        raise ConfigError(
+            f"p_k: P is {strategy.P}, but only {present} classes have samples; use P <= {present}."
+        )
+    return ClassTurns(
+        table.members,
         num_samples=table.num_samples,
-        strategy=strategy,
         seed=seed,
         shape=shape,
-        target=target,
+        classes_per_batch=int(strategy.P or 0),
+        units_per_class=int(strategy.M or 0),
+    )
+
+
+def _by_weight(
+    table: ClassTable,
+    strategy: Strategy,
+    weights: NDArray[np.float64] | None,
+    *,
+    seed: int,
+    batch_size: int,
+) -> SystematicDraws:
+    """Draw by a weight per sample."""
+    lengths = unit_weights(table, strategy, weights)
+    included = np.concatenate(
+        [group.pick_first(np.arange(group.size, dtype=np.int64)) for group in table.members]
+    )
+    total = math.fsum(lengths[included].tolist())
+    if not total:
+        raise ConfigError(f"{strategy.name}: all weights are 0; nothing could be drawn.")
+    exact_length = isinstance(strategy, RepeatFactor)
+    if exact_length and strategy.last == "short":
+        shape = None
+    else:
+        length = math.ceil(total) if exact_length else strategy.target(table.quota_sizes).num_draws
+        if exact_length and strategy.last == "drop":
+            length = math.floor(total)
+        target = Target(shares=(Fraction(1),), num_draws=length)
+        shape = EpochShape(target, strategy, global_batch_size=batch_size)
+    return SystematicDraws(
+        table.members,
+        weights=lengths,
+        num_samples=table.num_samples,
+        seed=seed,
+        shape=shape,
+        batch_size=batch_size,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import operator
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -18,10 +19,10 @@ from streaming_balance.plan import promises
 from streaming_balance.plan.draws import make_draws
 from streaming_balance.plan.keys import check_seed, stream_key
 from streaming_balance.plan.members import ClassTable, sized_table
-from streaming_balance.plan.options import STRATA_REFUSED
+from streaming_balance.plan.options import check_number
 from streaming_balance.plan.ranks import check_ranks, rank_slots
 from streaming_balance.plan.section import parse_balance
-from streaming_balance.plan.shape import EpochShape, check_batch_size
+from streaming_balance.plan.shape import check_batch_size
 from streaming_balance.plan.strategy import Strategy
 from streaming_balance.plan.tables import (
     LabelledSplits,
@@ -30,7 +31,9 @@ from streaming_balance.plan.tables import (
     named_by_class,
     names_left_out,
     split_table,
+    weights_column,
 )
+from streaming_balance.plan.unit_weights import unit_weights
 
 PLAN_VERSION = 1
 
@@ -58,9 +61,8 @@ class BalancedPlan:
         "_draws",
         "_origin",
         "_settings",
-        "_shape",
         "_table",
-        "_target",
+        "_weights",
         "classes",
         "digest",
         "global_batch_size",
@@ -102,29 +104,24 @@ class BalancedPlan:
         seed: int,
         global_batch_size: int,
         settings: Mapping[str, Any],
+        weights: NDArray[np.float64] | None = None,
     ) -> None:
-        self._table = table
+        self._table, self._weights = table, weights
         self.strategy, self.seed = strategy, check_seed(seed)
         self.global_batch_size = check_batch_size(global_batch_size)
         self.classes, self.num_samples = list(table.classes), table.num_samples
-        self.sizes = MappingProxyType(
-            {
-                label: members.size
-                for label, members in zip(table.classes, table.members, strict=True)
-            }
-        )
+        self.sizes = MappingProxyType(dict(zip(table.classes, table.sizes.values(), strict=True)))
         self.unit = "patient" if table.by_patient else "sample"
-        self._target = strategy.target(table.sizes)
-        self._shape = EpochShape(self._target, strategy, global_batch_size=self.global_batch_size)
         self._draws = make_draws(
-            table, strategy, seed=self.seed, shape=self._shape, target=self._target
+            table,
+            strategy,
+            seed=self.seed,
+            global_batch_size=self.global_batch_size,
+            weights=weights,
         )
         self.guarantees = MappingProxyType(promises.guarantees(strategy, table))
         self.warnings = promises.warnings(
-            strategy,
-            table.sizes,
-            dict(zip(table.sizes, self._target.shares, strict=True)),
-            global_batch_size=self.global_batch_size,
+            strategy, table, self._class_shares(0), global_batch_size=self.global_batch_size
         )
         self._origin = dict(settings)
         self._settings = {
@@ -146,18 +143,20 @@ class BalancedPlan:
         balance: Balance = "class_balanced",
         seed: int = 0,
         patients: ArrayLike | None = None,
-        strata: ArrayLike | None = None,
+        strata: ArrayLike | Mapping[str, ArrayLike] | None = None,
     ) -> BalancedPlan:
         """Plan over a list of labels; sample numbers are positions in it.
 
         Args:
-            labels: `(N,)` one label per sample: numbers or text.
+            labels: `(N,)` one label per sample, numbers or text; or several per sample: a list
+                of labels for each, or `(N, K)` zeros and ones.
             global_batch_size: samples in a global batch, over all ranks, at least 1.
             balance: a strategy's name, a mapping with `name` and options, a `data.balancing`
                 section, a strategy value, or None for the natural order.
             seed: integer in [0, 2**64 - 1].
             patients: `(N,)` patient of every sample; a class then cycles over patients.
-            strata: reserved for joint balancing.
+            strata: `(N,)` or `(N, S)` values, or name -> `(N,)`: what to balance jointly with
+                the label.
 
         Raises:
             ConfigError: a value above is out of its range, or does not fit the labels.
@@ -167,11 +166,9 @@ class BalancedPlan:
             >>> plan.quotas(0, 0).tolist()
             [1, 1]
         """
-        if strata is not None:
-            raise ConfigError(STRATA_REFUSED)
         strategy = parse_balance(balance)
         return cls(
-            labels_table(labels, patients, strategy=strategy),
+            labels_table(labels, patients, strategy=strategy, strata=strata),
             strategy=strategy,
             seed=seed,
             global_batch_size=global_batch_size,
@@ -211,6 +208,7 @@ class BalancedPlan:
             seed=seed,
             global_batch_size=global_batch_size,
             settings={"split": split, "exclude": left_out},
+            weights=weights_column(shards, split, strategy),
         )
 
     @classmethod
@@ -257,29 +255,53 @@ class BalancedPlan:
 
     @property
     def shares(self) -> dict[Any, float]:
-        """Label -> target share, in class order."""
-        return dict(zip(self.classes, map(float, self._target.shares), strict=True))
+        """Label -> share of the draws, in class order; of a schedule, once it has settled."""
+        return self.shares_in(self.strategy.settled_epoch)
+
+    def shares_in(self, epoch: int) -> dict[Any, float]:
+        """Give the share of the draws that each class should have in an epoch.
+
+        Returns:
+            Label -> share in [0, 1], in class order. They sum to 1 unless samples have several
+            labels: then each says how many of the draws have the label.
+        """
+        shares = self._class_shares(_check_epoch(epoch)).values()
+        return dict(zip(self.classes, shares, strict=True))
 
     def num_steps(self, epoch: int) -> int:
         """Count the global batches of an epoch."""
-        _check_epoch(epoch)
-        return self._shape.num_steps
+        return self._draws.shape(_check_epoch(epoch)).num_steps
 
     def batch_size(self, epoch: int, step: int) -> int:
         """Count the samples of a global batch; only a short last batch differs."""
-        _, step = self._check_step(epoch, step)
-        return self._shape.size_of(step)
+        epoch, step = self._check_step(epoch, step)
+        return self._draws.shape(epoch).size_of(step)
 
     def quotas(self, epoch: int, step: int) -> NDArray[np.int64]:
         """Count the samples of each class in a global batch.
 
         Returns:
-            `(K,)` counts in class order.
+            `(K,)` counts in class order; a sample with several labels counts for each of them.
 
         Raises:
             IndexError: the epoch has no such step.
         """
-        return self._draws.quotas(*self._check_step(epoch, step))
+        epoch, step = self._check_step(epoch, step)
+        if self._table.membership is not None:
+            return self._table.class_counts(self._draws.members_of(epoch, step))
+        return self._table.class_sums(self._draws.quotas(epoch, step))
+
+    def strata_quotas(self, epoch: int, step: int) -> dict[tuple[str, ...], int]:
+        """Count the samples of each stratum in a global batch.
+
+        Returns:
+            (label, value of each strata column) -> count; (label,) alone without strata.
+
+        Raises:
+            IndexError: the epoch has no such step.
+        """
+        counts = self._draws.quotas(*self._check_step(epoch, step)).tolist()
+        return dict(zip(self._table.names, counts, strict=True))
 
     def batch(self, epoch: int, step: int) -> NDArray[np.int64]:
         """List the members of a global batch, class by class in a keyed order.
@@ -296,7 +318,11 @@ class BalancedPlan:
         """
         epoch, step = self._check_step(epoch, step)
         drawn = self._draws.members_of(epoch, step)
-        keys = [stream_key(self.seed, "dealing", epoch, str(label)) for label in self.classes]
+        # The strata of a class stay together: dealing in turn is then fair to both.
+        keys = [
+            [stream_key(self.seed, "dealing", epoch, *part) for part in {name[:1]: 0, name: 0}]
+            for name in self._table.names
+        ]
         order = sorted(range(len(drawn)), key=keys.__getitem__)
         return np.concatenate([drawn[number] for number in order])
 
@@ -309,7 +335,7 @@ class BalancedPlan:
         """
         epoch, step = self._check_step(epoch, step)
         rank, num_ranks = check_ranks(rank, num_ranks, global_batch_size=self.global_batch_size)
-        size = self._shape.size_of(step)
+        size = self._draws.shape(epoch).size_of(step)
         if size < num_ranks:
             raise ConfigError(
                 f"last: short leaves {size} samples for the last batch of an epoch, fewer than "
@@ -353,23 +379,58 @@ class BalancedPlan:
         epoch, step = self._check_step(epoch, step, past_the_last=1)
         return self._draws.exposure(epoch, step)
 
-    def prior_shift(self) -> dict[Any, float]:
+    def prior_shift(self, epoch: int | None = None) -> dict[Any, float]:
         """Give the factor from training prior back to natural prior, per class.
 
         Multiply predicted probabilities by it and normalise to undo what balancing did to them.
+
+        Args:
+            epoch: whose training prior; None: of a schedule, once it has settled.
 
         Returns:
             Label -> natural share / training share; classes that are never drawn are left out.
 
         Source:
             Saerens, Latinne and Decaestecker, Neural Computation 2002.
+
+        Examples:
+            A score of 0.5 for LGG after balanced training means 0.263 in the clinic:
+
+            >>> labels = ["LGG"] * 75 + ["HGG"] * 210
+            >>> shift = BalancedPlan.from_labels(labels, global_batch_size=8).prior_shift()
+            >>> round(0.5 * shift["LGG"] / (0.5 * shift["LGG"] + 0.5 * shift["HGG"]), 3)
+            0.263
         """
-        total = sum(self.sizes.values())
+        drawn = sum(group.size for group in self._table.members)
         return {
-            label: self.sizes[label] / total / share
-            for label, share in self.shares.items()
-            if share
+            label: self.sizes[label] / drawn / share for label, share in self._prior(epoch).items()
         }
+
+    def logit_adjustment(self, tau: float = 1.0, epoch: int | None = None) -> dict[Any, float]:
+        """Give what to add to each class's logit in the loss, or to take off it afterwards.
+
+        Args:
+            tau: strength, a finite number; 1 is exact for calibrated scores.
+            epoch: whose training prior; None: of a schedule, once it has settled.
+
+        Returns:
+            Label -> tau * ln(training share); classes that are never drawn are left out.
+
+        Raises:
+            ConfigError: `tau` is no finite number.
+
+        Source:
+            Menon et al., "Long-tail learning via logit adjustment", ICLR 2021; with the *sampled*
+            prior, which is what the model sees.
+
+        Examples:
+            >>> labels = ["LGG"] * 75 + ["HGG"] * 210
+            >>> plan = BalancedPlan.from_labels(labels, global_batch_size=8, balance=None)
+            >>> {label: round(shift, 3) for label, shift in plan.logit_adjustment().items()}
+            {'HGG': -0.305, 'LGG': -1.335}
+        """
+        strength = check_number(tau, setting="tau", least=-1e9, most=1e9)
+        return {label: strength * math.log(share) for label, share in self._prior(epoch).items()}
 
     def __setattr__(self, name: str, value: object) -> None:
         """Refuse every change once the plan is built; its digest is set last."""
@@ -393,6 +454,7 @@ class BalancedPlan:
             seed=self.seed,
             global_batch_size=self.global_batch_size,
             settings=self._origin,
+            weights=self._weights,
         )
         return build, (self._table,)
 
@@ -408,6 +470,27 @@ class BalancedPlan:
             f"BalancedPlan({self.strategy.name}, {{{sizes}}}, "
             f"global_batch_size={self.global_batch_size}, seed={self.seed})"
         )
+
+    def _prior(self, epoch: int | None) -> dict[Any, float]:
+        """Give the share of the draws of every class that is drawn."""
+        shares = self.shares if epoch is None else self.shares_in(epoch)
+        return {label: share for label, share in shares.items() if share}
+
+    def _class_shares(self, epoch: int) -> dict[str, float]:
+        """Give the share of an epoch's draws by label as text."""
+        table, shares = self._table, self._draws.shares(epoch)
+        if table.membership is not None:
+            weights = np.ones(table.num_samples)
+            if self.strategy.draws_units:
+                weights = unit_weights(table, self.strategy, self._weights)
+            group = table.members[0]
+            drawn = group.pick_first(np.arange(group.size, dtype=np.int64))
+            expected = weights[drawn] @ table.membership[drawn] / weights[drawn].sum()
+            return dict(zip(table.sizes, expected.tolist(), strict=True))
+        sums = dict.fromkeys(table.sizes, 0.0)
+        for number, share in zip(table.groups, shares, strict=True):
+            sums[str(table.classes[number])] += share
+        return sums
 
     def _check_step(self, epoch: int, step: int, *, past_the_last: int = 0) -> tuple[int, int]:
         """Give `epoch` and `step` as plain integers if the epoch has that step."""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from streaming_balance.errors import ConfigError
+from streaming_balance.plan.cells import Cells
 from streaming_balance.plan.keys import name_hashes, stream_key
-from streaming_balance.plan.options import listed, order_labels
+from streaming_balance.plan.options import listed
 from streaming_balance.plan.permutation import EXACT_LIMIT, mix64, sort_keys
 
 PATIENTS_SHOWN = 5
@@ -125,7 +125,9 @@ class ClassTable:
     classes: tuple[Any, ...]
     """`(K,)` labels in class order, as the user gave them."""
     members: tuple[ClassMembers, ...]
-    """`(K,)` the units of each class."""
+    """`(G,)` the units of each group: a class, or a stratum of a class, class after class."""
+    groups: tuple[int, ...]
+    """`(G,)` class number of each group."""
     num_samples: int
     """Samples in the split, including excluded ones."""
     by_patient: bool
@@ -133,12 +135,62 @@ class ClassTable:
     one_sample_each: bool
     """Whether no patient owns more than one sample."""
     digest: str
-    """Hash over key, patient and label of every sample."""
+    """Hash over key, patient, label and strata of every sample."""
+    strata: tuple[tuple[str, ...], ...] | None = None
+    """`(G,)` the values of the strata columns of each group; None without strata."""
+    membership: NDArray[np.bool_] | None = None
+    """`(N, K)` which labels each sample has, where all are drawn from one group; else None."""
 
     @property
     def sizes(self) -> dict[str, int]:
         """Label as text -> number of units, in class order."""
-        return {member.label: member.size for member in self.members}
+        if self.membership is not None:
+            drawn = self.members[0].pick_first(np.arange(self.members[0].size, dtype=np.int64))
+            counts = self.membership[drawn].sum(axis=0).tolist()
+            return dict(zip(map(str, self.classes), counts, strict=True))
+        sizes = dict.fromkeys(map(str, self.classes), 0)
+        for group, number in zip(self.members, self.groups, strict=True):
+            sizes[str(self.classes[number])] += group.size
+        return sizes
+
+    @property
+    def quota_sizes(self) -> dict[str, int]:
+        """What shares are given to -> number of units: classes, or all samples as one."""
+        if self.membership is not None:
+            return {self.members[0].label: self.members[0].size}
+        return self.sizes
+
+    @property
+    def has_strata(self) -> bool:
+        """Whether classes are divided into strata."""
+        return self.strata is not None
+
+    @property
+    def names(self) -> list[tuple[str, ...]]:
+        """`(G,)` the label of each group, and the values of its strata columns."""
+        if self.strata is None:
+            return [(group.label,) for group in self.members]
+        labels = [str(self.classes[number]) for number in self.groups]
+        return [(label, *values) for label, values in zip(labels, self.strata, strict=True)]
+
+    def class_counts(self, drawn: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+        """Count the samples of each class among the draws of each group.
+
+        Args:
+            drawn: `(G,)` lists of sample numbers.
+
+        Returns:
+            `(K,)` counts; with several labels a sample counts for each of them.
+        """
+        if self.membership is not None:
+            return np.asarray(self.membership[drawn[0]].sum(axis=0), dtype=np.int64)
+        return self.class_sums([len(samples) for samples in drawn])
+
+    def class_sums(self, by_group: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Add up `(G,)` counts of groups to `(K,)` counts of classes."""
+        sums = np.zeros(len(self.classes), dtype=np.int64)
+        np.add.at(sums, np.array(self.groups, dtype=np.int64), by_group)
+        return sums
 
 
 def sized_table(sizes: Mapping[Any, int]) -> ClassTable:
@@ -165,6 +217,7 @@ def sized_table(sizes: Mapping[Any, int]) -> ClassTable:
     return ClassTable(
         classes=tuple(sizes),
         members=tuple(members),
+        groups=tuple(range(len(members))),
         num_samples=first,
         by_patient=False,
         one_sample_each=True,
@@ -180,6 +233,7 @@ def class_table(
     keys: NDArray[np.str_] | None,
     excluded: NDArray[np.bool_] | None,
     by_patient: bool,
+    cells: Cells | None = None,
 ) -> ClassTable:
     """Group samples into classes and units.
 
@@ -190,68 +244,40 @@ def class_table(
         keys: `(N,)` sample keys, or None where sample numbers are the names.
         excluded: `(N,)` True for samples to leave out, or None.
         by_patient: whether a class cycles over patients rather than samples.
+        cells: which group of its class each sample belongs to, or None where classes are whole.
 
     Raises:
         ConfigError: a patient has two labels although classes cycle over patients.
     """
+    cells = cells or Cells.of_classes(codes, classes)
     owner = None
     if patients is not None:
         ids, owner = np.unique(patients, return_inverse=True)
         if by_patient:
-            _check_one_label(codes, owner, ids, classes)
+            _check_one_label(cells.codes, owner, ids, cells.shown)
     included = np.arange(len(codes)) if excluded is None else np.flatnonzero(~excluded)
-    plain = excluded is None and not by_patient and bool((np.diff(codes) >= 0).all())
+    in_order = bool((np.diff(cells.codes) >= 0).all())
+    rows = included[np.argsort(cells.codes[included], kind="stable")]
+    bounds = np.searchsorted(cells.codes[rows], np.arange(len(cells.keys) + 1))
     members = []
-    for number, label in enumerate(classes):
-        if plain:
-            first, last = np.searchsorted(codes, [number, number + 1]).tolist()
-            member = _range_members(str(label), first, last - first)
+    for number, label in enumerate(cells.keys):
+        first, last = bounds[number : number + 2].tolist()
+        if excluded is None and not by_patient and in_order:
+            member = _range_members(label, first, last - first)
         else:
-            rows = included[codes[included] == number]
-            member = _grouped(str(label), rows, owner if by_patient else None)
+            member = _grouped(label, rows[first:last], owner if by_patient else None)
         members.append(_named(member, patients if by_patient else keys))
     return ClassTable(
         classes=tuple(classes),
         members=tuple(members),
+        groups=cells.groups,
         num_samples=len(codes),
         by_patient=by_patient,
         one_sample_each=owner is None or len(ids) == len(codes),
-        digest=_table_digest(codes, classes, patients, keys, excluded),
+        digest=_table_digest(cells, classes, patients, keys, excluded),
+        strata=cells.strata,
+        membership=cells.membership,
     )
-
-
-def class_codes(labels: ArrayLike) -> tuple[NDArray[np.int64], list[Any]]:
-    """Number the classes of a list of labels.
-
-    Args:
-        labels: `(N,)` labels of any type: numbers, text, numpy or torch.
-
-    Returns:
-        `(N,)` class numbers, and the labels in class order (by number, else as text).
-
-    Raises:
-        ConfigError: no labels, a missing label, or more than one label per sample.
-
-    Examples:
-        >>> codes, classes = class_codes(["LGG", "HGG", "LGG"])
-        >>> codes.tolist(), classes
-        ([1, 0, 1], ['HGG', 'LGG'])
-    """
-    array = complete_array("labels", labels)
-    if array.ndim != 1 or not len(array):
-        raise ConfigError(
-            f"labels have shape {array.shape}; they must be one label per sample, (N,) with N >= 1."
-        )
-    if array.dtype == object:
-        nested = [label for label in array.tolist() if isinstance(label, list | tuple | np.ndarray)]
-        if nested:
-            raise ConfigError(f"a sample has several labels ({nested[0]!r}); give one per sample.")
-        array = np.asarray([str(label) for label in array.tolist()])
-    distinct, inverse = np.unique(array, return_inverse=True)
-    ordered = order_labels(distinct.tolist())
-    rank = {label: number for number, label in enumerate(ordered)}
-    recode = np.array([rank[label] for label in distinct.tolist()], dtype=np.int64)
-    return recode[inverse], ordered
 
 
 def fixed_subset(members: ClassMembers, size: int, *, seed: int) -> ClassMembers:
@@ -261,46 +287,6 @@ def fixed_subset(members: ClassMembers, size: int, *, seed: int) -> ClassMembers
     keys = sort_keys(stream_key(seed, "subset", members.label), members.hashes())
     chosen = np.argpartition(keys, size - 1)[:size]
     return members.subset(np.sort(chosen).astype(np.int64))
-
-
-def complete_array(name: str, values: ArrayLike) -> NDArray[Any]:
-    """Give labels or patients as an array in which none is missing.
-
-    Args:
-        name: `labels` or `patients`, for the message.
-        values: `(N,)` one per sample.
-
-    Raises:
-        ConfigError: one is None or NaN, or samples have different numbers of them.
-
-    Examples:
-        >>> complete_array("labels", ["LGG", "HGG"]).tolist()
-        ['LGG', 'HGG']
-    """
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise ConfigError(
-            f"{name} have different numbers of entries per sample; give one per sample, (N,)."
-        ) from error
-    each = array
-    if array.dtype.kind == "U" and (array == "nan").any() and not isinstance(values, np.ndarray):
-        # A list of text and NaN has just become text: look at what was there before.
-        each = np.asarray(values, dtype=object)
-    missing = np.flatnonzero(_is_missing(each.ravel()))
-    if missing.size:
-        raise ConfigError(f"{missing.size} {name} are missing, the first at sample {missing[0]}.")
-    return array
-
-
-def _is_missing(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Mark what is None or no finite number: `(N,)`."""
-    if values.dtype == object:
-        marks = [v is None or (isinstance(v, float) and not math.isfinite(v)) for v in values]
-        return np.array(marks, dtype=np.bool_)
-    if values.dtype.kind == "f":
-        return np.asarray(~np.isfinite(values), dtype=np.bool_)
-    return np.zeros(0, dtype=np.bool_)
 
 
 def _range_members(label: str, first: int, size: int) -> ClassMembers:
@@ -345,9 +331,10 @@ def _check_one_label(
     """Refuse a patient with two labels."""
     lowest = np.full(len(ids), len(classes), dtype=np.int64)
     highest = np.full(len(ids), -1, dtype=np.int64)
-    np.minimum.at(lowest, owner, codes)
-    np.maximum.at(highest, owner, codes)
-    torn = np.flatnonzero(lowest != highest)
+    labelled = codes >= 0
+    np.minimum.at(lowest, owner[labelled], codes[labelled])
+    np.maximum.at(highest, owner[labelled], codes[labelled])
+    torn = np.flatnonzero(lowest < highest)
     if torn.size:
         shown = listed(ids[torn[:PATIENTS_SHOWN]].tolist())
         one = torn[0]
@@ -359,19 +346,24 @@ def _check_one_label(
 
 
 def _table_digest(
-    codes: NDArray[np.int64],
+    cells: Cells,
     classes: Sequence[Any],
     patients: NDArray[np.str_] | None,
     keys: NDArray[np.str_] | None,
     excluded: NDArray[np.bool_] | None,
 ) -> str:
-    """Hash the table: class names and codes, patients, keys, exclusions."""
-    parts: list[Callable[[], bytes]] = [lambda: codes.astype("<i8").tobytes()]
+    """Hash the table: class names and codes, strata, patients, keys, exclusions."""
+    parts: list[Callable[[], bytes]] = [lambda: cells.codes.astype("<i8").tobytes()]
     for names in (patients, keys):
         if names is not None:
             parts.append(lambda names=names: json.dumps(names.tolist()).encode())  # type: ignore[misc]
     if excluded is not None:
         parts.append(lambda: np.packbits(excluded).tobytes())
+    if cells.strata is not None:
+        parts.append(lambda: json.dumps(cells.keys).encode())
+    membership = cells.membership
+    if membership is not None:
+        parts.append(lambda: np.packbits(membership).tobytes())
     digest = hashlib.blake2b(digest_size=16)
     digest.update(_digest([str(label) for label in classes]).encode())
     for part in parts:

@@ -12,16 +12,17 @@ import numpy as np
 
 from streaming_balance.errors import ConfigError, did_you_mean
 
-STRATA_REFUSED = (
-    "strata is given, but joint balancing over strata is not part of this version; "
-    "balance over labels that join both, such as 'LGG/site1'."
-)
+LABEL_STRATUM = "label"
+LABEL_SET_STRATUM = "label_set"
 LENGTH_NAMES = ("dataset", "oversample", "undersample")
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "unit": ("patient", "sample", None),
     "last": ("full", "short", "drop"),
     "draw": ("quota", "iid"),
     "empty_class": ("error", "renormalize"),
+    "unknown": ("error", "drop", "own_class"),
+    "on_exceeded": ("warn", "error"),
+    "strata_shares": ("natural", "uniform"),
 }
 
 
@@ -96,6 +97,34 @@ def check_length(strategy: str, length: object) -> None:
             f"{strategy}: num_samples is {length!r}; use null, a positive integer, or one of "
             f"{listed(LENGTH_NAMES)}." + did_you_mean(str(length), LENGTH_NAMES)
         )
+
+
+def checked_strata(strategy: str, strata: object) -> tuple[str, ...] | None:
+    """Give the names of strata columns as a tuple; one name is a list of one.
+
+    Raises:
+        ConfigError: no names, or one of them twice.
+
+    Examples:
+        >>> checked_strata("class_balanced", ["label", "site"])
+        ('label', 'site')
+        >>> checked_strata("class_balanced", "label_set")
+        ('label_set',)
+    """
+    if strata is None:
+        return None
+    names = (strata,) if isinstance(strata, str) else strata
+    if (
+        not isinstance(names, list | tuple)
+        or not names
+        or not all(isinstance(name, str) and name for name in names)
+        or len(set(names)) < len(names)
+    ):
+        raise ConfigError(
+            f"{strategy}: strata is {strata!r}; list the columns to balance jointly, each once, "
+            f"such as [label, site]."
+        )
+    return tuple(names)
 
 
 def exact_decimal(number: float) -> Fraction:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from fractions import Fraction
 
+from streaming_balance.errors import ConfigError
 from streaming_balance.plan.members import ClassTable
 from streaming_balance.plan.options import listed
 from streaming_balance.plan.strategies import Downsample, Upsample
@@ -21,8 +22,9 @@ def guarantees(strategy: Strategy, table: ClassTable) -> dict[str, bool]:
     Returns:
         Promise -> whether it is kept.
     """
-    exact = strategy.draw == "quota"
-    fair = exact and (table.by_patient or table.one_sample_each)
+    in_turn = strategy.name == "p_k"
+    exact = strategy.draw == "quota" and not strategy.draws_units and not in_turn
+    fair = (exact or in_turn) and (table.by_patient or table.one_sample_each)
     return {
         "exact_quotas": exact,
         "fair_exposure": fair,
@@ -35,8 +37,8 @@ def guarantees(strategy: Strategy, table: ClassTable) -> dict[str, bool]:
 
 def warnings(
     strategy: Strategy,
-    sizes: Mapping[str, int],
-    shares: Mapping[str, Fraction],
+    table: ClassTable,
+    shares: Mapping[str, float],
     *,
     global_batch_size: int,
 ) -> tuple[str, ...]:
@@ -44,22 +46,40 @@ def warnings(
 
     Args:
         strategy: how samples are drawn.
-        sizes: label -> number of units, in class order.
-        shares: label -> target share.
+        table: who belongs to which class.
+        shares: label -> target share in the first epoch.
         global_batch_size: samples in a global batch.
 
     Returns:
         One sentence per finding, with the numbers behind it.
 
+    Raises:
+        ConfigError: a target ratio is reached already, under `on_exceeded: error`.
+
     Examples:
+        >>> from streaming_balance.plan.members import sized_table
         >>> from streaming_balance.plan.strategies import ClassBalanced
-        >>> half = Fraction(1, 2)
-        >>> for line in warnings(ClassBalanced(), {"HGG": 210, "LGG": 1},
-        ...     {"HGG": half, "LGG": half}, global_batch_size=8):
+        >>> for line in warnings(ClassBalanced(), sized_table({"HGG": 210, "LGG": 1}),
+        ...     {"HGG": 0.5, "LGG": 0.5}, global_batch_size=8):
         ...     print(line)
         class 'LGG' has 1, fewer than the 4 that a batch of 8 asks for: the same ones come up to 4
             times in one batch.
     """
+    found = []
+    if table.membership is None and not strategy.draws_units:
+        found += _about_batches(table.sizes, shares, global_batch_size)
+    if isinstance(strategy, Upsample | Downsample):
+        exceeded = _exceeded(strategy, table.sizes)
+        if exceeded and strategy.on_exceeded == "error":
+            raise ConfigError(f"{exceeded[0]} Lower target_ratio, or set on_exceeded: warn.")
+        found += exceeded
+    return tuple(found)
+
+
+def _about_batches(
+    sizes: Mapping[str, int], shares: Mapping[str, float], global_batch_size: int
+) -> list[str]:
+    """Say where classes and batches hardly go together."""
     found = []
     drawn = [label for label, share in shares.items() if share]
     if len(drawn) == 1:
@@ -70,7 +90,8 @@ def warnings(
             f"some batches only. Use global_batch_size >= {len(drawn)} to see every class in each."
         )
     for label in drawn if len(drawn) > 1 else []:
-        asked = -(-shares[label] * global_batch_size // 1)
+        # Rounding must not ask for one more than the share does.
+        asked = math.ceil(shares[label] * global_batch_size - 1e-9)
         if 0 < sizes[label] < asked:
             times = -(-asked // sizes[label])
             found.append(
@@ -78,9 +99,7 @@ def warnings(
                 f"{global_batch_size} asks for: the same ones come up to {times} times in one "
                 f"batch."
             )
-    if isinstance(strategy, Upsample | Downsample):
-        found += _exceeded(strategy, sizes)
-    return tuple(found)
+    return found
 
 
 def _exceeded(strategy: Upsample | Downsample, sizes: Mapping[str, int]) -> list[str]:

@@ -24,14 +24,31 @@ class EpochShape:
     def __init__(self, target: Target, strategy: Strategy, *, global_batch_size: int) -> None:
         length, batch = target.num_draws, global_batch_size
         last = strategy.last if strategy.replacement else "drop"
-        self.batch_size = batch
-        self.num_steps = length // batch if last == "drop" else -(-length // batch)
+        self._fit(length, batch, last)
         if not self.num_steps:
             reason = "last: drop" if strategy.replacement else "replacement: false"
             raise ConfigError(
                 f"global_batch_size is {batch}, but an epoch has only {length} draws and {reason} "
                 f"keeps full batches only. Use global_batch_size <= {length}."
             )
+
+    @classmethod
+    def of_draws(cls, draws: int, *, batch_size: int, last: str) -> EpochShape:
+        """Fit a number of draws, at least 1, to batches.
+
+        Examples:
+            >>> shape = EpochShape.of_draws(17, batch_size=8, last="short")
+            >>> shape.num_steps, shape.size_of(2)
+            (3, 1)
+        """
+        shape = cls.__new__(cls)
+        shape._fit(draws, batch_size, last)
+        return shape
+
+    def _fit(self, length: int, batch: int, last: str) -> None:
+        """Count steps and draws by the rule for the last batch."""
+        self.batch_size = batch
+        self.num_steps = length // batch if last == "drop" else -(-length // batch)
         self.num_draws = length if last == "short" else self.num_steps * batch
         self.last_size = self.num_draws - (self.num_steps - 1) * batch
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from streaming_balance.errors import ConfigError, did_you_mean
 from streaming_balance.plan.options import (
-    STRATA_REFUSED,
     check_number,
     exact_decimal,
     is_number,
@@ -19,7 +18,9 @@ from streaming_balance.plan.options import (
     matched,
     named_numbers,
 )
+from streaming_balance.plan.schedules import Deferred, ProgressivelyBalanced
 from streaming_balance.plan.strategy import Sizes, Strategy
+from streaming_balance.plan.unit_strategies import ClassesBySamples, RepeatFactor, SampleWeights
 from streaming_balance.plan.weights import check_beta, effective_numbers
 
 # Guards floor(ratio * n_max) where a ratio has no short decimal, such as 75 / 210.
@@ -253,6 +254,11 @@ KINDS: dict[str, type[Strategy]] = {
         TargetShares,
         Upsample,
         Downsample,
+        ProgressivelyBalanced,
+        Deferred,
+        RepeatFactor,
+        ClassesBySamples,
+        SampleWeights,
     )
 }
 ALIASES = {
@@ -283,9 +289,10 @@ def parse_strategy(balance: str | Mapping[str, Any] | Strategy | None) -> Strate
     Examples:
         >>> parse_strategy({"name": "power", "temperature": 4}).settings()
         {'name': 'power', 'alpha': 0.25}
-        >>> parse_strategy(None)
-        InstanceBalanced(unit=None, last='full', num_samples=None, draw='quota', replacement=True,
-            empty_class='error')
+        >>> parse_strategy(None).name
+        'instance_balanced'
+        >>> parse_strategy({"name": "deferred", "num_epochs": 100, "then": "power"}).settled_epoch
+        80
     """
     if balance is None:
         return InstanceBalanced()
@@ -304,6 +311,8 @@ def parse_strategy(balance: str | Mapping[str, Any] | Strategy | None) -> Strate
         options["alpha"] = 1 / check_number(
             options.pop("temperature"), setting="power: temperature", least=1, most=1e9
         )
+    if kind is Deferred and options.get("then") is not None:
+        options["then"] = parse_strategy(options["then"])
     _check_options(kind, options)
     return kind(**options)
 
@@ -340,8 +349,6 @@ def _kind(name: object) -> type[Strategy]:
 def _check_options(kind: type[Strategy], options: Mapping[str, Any]) -> None:
     """Refuse options the strategy does not have, and required ones left out."""
     known = [field.name for field in fields(kind)]
-    if "strata" in options:
-        raise ConfigError(STRATA_REFUSED)
     for option in options:
         if option not in known:
             raise ConfigError(

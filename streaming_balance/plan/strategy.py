@@ -13,7 +13,13 @@ from fractions import Fraction
 from typing import Any, ClassVar
 
 from streaming_balance.errors import ConfigError
-from streaming_balance.plan.options import CHOICES, check_choice, check_length, listed
+from streaming_balance.plan.options import (
+    CHOICES,
+    check_choice,
+    check_length,
+    checked_strata,
+    listed,
+)
 from streaming_balance.plan.quotas import exact_shares
 
 # Label -> number of units (patients or samples), in class order.
@@ -36,6 +42,8 @@ class Strategy(ABC):
 
     name: ClassVar[str] = ""
     default_unit: ClassVar[str] = "patient"
+    draws_units: ClassVar[bool] = False
+    """Whether samples are weighed one by one, rather than classes given a share."""
 
     unit: str | None = None
     """What a class cycles over: `patient`, `sample`, or None for the strategy's default."""
@@ -49,6 +57,17 @@ class Strategy(ABC):
     """False: balanced without repeating anybody within an epoch."""
     empty_class: str = "error"
     """A declared class without training samples: `error`, or `renormalize` over the others."""
+    unknown: str = "error"
+    """A sample without a label: `error`, `drop`, or `own_class`."""
+    on_exceeded: str = "warn"
+    """A target ratio that is reached already: `warn`, or `error`."""
+    strata: tuple[str, ...] | None = None
+    """Columns balanced jointly with the label, such as `[label, site]`; `label_set` makes every
+    set of labels a class."""
+    strata_shares: str = "natural"
+    """Shares of the strata within a class: `natural` or `uniform`."""
+    target_label: str | None = None
+    """With several labels per sample: the one that samples have or have not."""
 
     def __post_init__(self) -> None:
         """Refuse values no strategy can have."""
@@ -59,6 +78,7 @@ class Strategy(ABC):
                 f"{self.name}: replacement is {self.replacement!r}; use true or false."
             )
         check_length(self.name, self.num_samples)
+        object.__setattr__(self, "strata", checked_strata(self.name, self.strata))
         if self.last == "short" and not self.replacement:
             raise ConfigError(
                 f"{self.name}: replacement: false keeps full batches only; drop last: short, or "
@@ -70,11 +90,17 @@ class Strategy(ABC):
                 f"draw: quota."
             )
 
-    def target(self, sizes: Sizes) -> Target:
+    @property
+    def settled_epoch(self) -> int:
+        """From this epoch on every epoch asks for the same."""
+        return 0
+
+    def target(self, sizes: Sizes, epoch: int = 0) -> Target:  # noqa: ARG002 - for schedules
         """Give shares and length for classes of these sizes.
 
         Args:
             sizes: label -> number of units (patients or samples), in class order.
+            epoch: at least 0; matters to schedules alone.
 
         Returns:
             Exact shares in the same order, and the epoch length.
@@ -83,10 +109,7 @@ class Strategy(ABC):
             ConfigError: a class that should get a share has no samples, or the length is
                 impossible.
         """
-        counts = list(sizes.values())
-        if not any(sizes.values()):
-            raise ConfigError("there is no training sample in any class; nothing can be planned.")
-        self._check_empty(sizes)
+        counts = self._checked_counts(sizes)
         weights = self._weights(sizes)
         shares = exact_shares([weights.get(label, Fraction(0)) for label in sizes])
         return Target(shares=shares, num_draws=self._num_draws(sizes, counts, shares))
@@ -103,12 +126,19 @@ class Strategy(ABC):
         for field in fields(self):
             value = getattr(self, field.name)
             if value != field.default:
-                chosen[field.name] = dict(value) if isinstance(value, Mapping) else value
+                chosen[field.name] = _plain(value)
         return {"name": self.name, **chosen}
 
     @abstractmethod
     def _weights(self, sizes: Sizes) -> dict[str, Fraction]:
         """Weigh the classes that have samples; shares are these weights over their sum."""
+
+    def _checked_counts(self, sizes: Sizes) -> list[int]:
+        """Give the class sizes once there is something to draw from."""
+        if not any(sizes.values()):
+            raise ConfigError("there is no training sample in any class; nothing can be planned.")
+        self._check_empty(sizes)
+        return list(sizes.values())
 
     def _check_empty(self, sizes: Sizes) -> None:
         """Refuse a declared class that is owed a share and has no samples."""
@@ -156,3 +186,10 @@ class Strategy(ABC):
                 f"the shares without repeating anybody. Lower num_samples or allow replacement."
             )
         return bounds[scarcest] if wanted is None else wanted
+
+
+def _plain(value: object) -> object:
+    """Give an option as JSON has it."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from streaming_balance.errors import ConfigError, did_you_mean
-from streaming_balance.plan.members import ClassTable, class_codes, class_table, complete_array
+from streaming_balance.plan.cells import make_cells, settle_labels, strata_columns
+from streaming_balance.plan.labels import Labels, complete_array, read_labels
+from streaming_balance.plan.members import ClassTable, class_table
 from streaming_balance.plan.options import listed
 from streaming_balance.plan.strategies import InstanceBalanced, in_declared_order
 from streaming_balance.plan.strategy import Strategy
+from streaming_balance.plan.unit_strategies import SampleWeights
 
 
 class LabelledSplits(Protocol):
@@ -30,7 +33,7 @@ class LabelledSplits(Protocol):
         ...
 
     def labels(self, split: str) -> NDArray[np.int64]:
-        """`(N,)` class number of every sample."""
+        """`(N,)` class number of every sample, or `(N, K)` which labels it has."""
         ...
 
     def patients(self, split: str) -> NDArray[np.str_]:
@@ -41,40 +44,44 @@ class LabelledSplits(Protocol):
         """`(N,)` key of every sample."""
         ...
 
+    def column(self, split: str, name: str) -> NDArray[Any]:
+        """`(N,)` values of a column of the sample table."""
+        ...
+
 
 def labels_table(
-    labels: ArrayLike, patients: ArrayLike | None, *, strategy: Strategy
+    labels: ArrayLike,
+    patients: ArrayLike | None,
+    *,
+    strategy: Strategy,
+    strata: ArrayLike | Mapping[str, ArrayLike] | None = None,
 ) -> ClassTable:
     """Group a list of labels; sample numbers are positions in it.
 
     Args:
-        labels: `(N,)` one label per sample.
+        labels: `(N,)` one label per sample, or several (see `labels.read_labels`).
         patients: `(N,)` patient of every sample, or None.
-        strategy: says whether classes cycle over patients.
+        strategy: says whether classes cycle over patients, and what several labels mean.
+        strata: `(N,)` or `(N, S)` values to balance jointly with the label, or name -> `(N,)`.
 
     Raises:
-        ConfigError: labels or patients are missing or do not fit each other.
+        ConfigError: labels, patients or strata are missing or do not fit each other.
 
     Examples:
         >>> from streaming_balance.plan.strategies import ClassBalanced
         >>> labels_table(["a", "b", "a"], ["P1", "P2", "P1"], strategy=ClassBalanced()).sizes
         {'a': 1, 'b': 1}
     """
-    codes, classes = class_codes(labels)
+    settled = settle_labels(read_labels(labels, unknown=strategy.unknown), strategy)
     check_patients_known(strategy, are_known=patients is not None)
     owners = None if patients is None else complete_array("patients", patients).astype(np.str_)
-    if owners is not None and owners.shape != codes.shape:
+    if owners is not None and owners.shape != settled.codes.shape:
         raise ConfigError(
-            f"patients has shape {owners.shape} for {len(codes)} labels; give one per sample."
+            f"patients has shape {owners.shape} for {len(settled.codes)} labels; give one per "
+            f"sample."
         )
-    return class_table(
-        codes,
-        classes=classes,
-        patients=owners,
-        keys=None,
-        excluded=None,
-        by_patient=owners is not None and _wants_patients(strategy),
-    )
+    columns = _given_columns(strata, strategy, num_samples=len(settled.codes))
+    return _table(settled, columns, strategy, patients=owners, keys=None, left_out=None)
 
 
 def split_table(
@@ -86,22 +93,52 @@ def split_table(
         shards: an opened data set.
         split: name of the split.
         left_out: sample keys or patient ids to leave out.
-        strategy: says whether classes cycle over patients.
+        strategy: says whether classes cycle over patients, and which columns are strata.
 
     Raises:
         ConfigError: balancing on a split that is not for training, a name that is neither a key
-            nor a patient, or a patient with two labels.
+            nor a patient, a column that is not there, or a patient with two labels.
     """
     patients, keys = shards.patients(split), shards.keys(split)
     _check_for_training(split, shards.train_splits, strategy=strategy)
-    return class_table(
-        shards.labels(split),
-        classes=shards.classes,
+    numbers = shards.labels(split)
+    several = numbers.ndim == 2
+    labels = Labels(
+        classes=tuple(shards.classes),
+        codes=np.zeros(len(numbers), dtype=np.int64) if several else numbers,
+        membership=numbers.astype(np.bool_) if several else None,
+    )
+    columns = {
+        name: np.asarray(shards.column(split, name)).astype(np.str_)
+        for name in strata_columns(strategy) or ()
+    }
+    return _table(
+        settle_labels(labels, strategy),
+        columns,
+        strategy,
         patients=patients,
         keys=keys,
-        excluded=_excluded(left_out, patients, keys) if left_out else None,
-        by_patient=_wants_patients(strategy),
+        left_out=_excluded(left_out, patients, keys) if left_out else None,
     )
+
+
+def weights_column(
+    shards: LabelledSplits, split: str, strategy: Strategy
+) -> NDArray[np.float64] | None:
+    """Read the column that `sample_weights` names; None for every other strategy.
+
+    Raises:
+        ConfigError: no such column, or a value in it is no number.
+    """
+    if not isinstance(strategy, SampleWeights) or not isinstance(strategy.weights, str):
+        return None
+    values = np.asarray(shards.column(split, strategy.weights))
+    try:
+        return values.astype(np.float64)
+    except ValueError as error:
+        raise ConfigError(
+            f"sample_weights: column {strategy.weights!r} holds what is no number ({error})."
+        ) from error
 
 
 def named_by_class(strategy: Strategy, shards: LabelledSplits) -> Strategy:
@@ -122,6 +159,85 @@ def check_patients_known(strategy: Strategy, *, are_known: bool) -> None:
             f"{strategy.name}: unit is 'patient', but no patients are given. Name the patient of "
             f"every sample with patients=, or leave unit out."
         )
+
+
+def _table(
+    labels: Labels,
+    columns: Mapping[str, NDArray[np.str_]],
+    strategy: Strategy,
+    *,
+    patients: NDArray[np.str_] | None,
+    keys: NDArray[np.str_] | None,
+    left_out: NDArray[np.bool_] | None,
+) -> ClassTable:
+    """Group samples whose labels are settled."""
+    cells = make_cells(labels, columns, strategy)
+    without = cells.codes < 0
+    if without.any():
+        left_out = without if left_out is None else left_out | without
+    return class_table(
+        cells.codes,
+        classes=labels.classes,
+        patients=patients,
+        keys=keys,
+        excluded=left_out,
+        by_patient=patients is not None and _wants_patients(strategy),
+        cells=cells,
+    )
+
+
+def _given_columns(
+    strata: ArrayLike | Mapping[str, ArrayLike] | None, strategy: Strategy, *, num_samples: int
+) -> dict[str, NDArray[np.str_]]:
+    """Give the strata columns of a list of labels by name, one value per sample."""
+    names = strata_columns(strategy)
+    if strata is None:
+        if names:
+            raise ConfigError(
+                f"{strategy.name}: strata names {listed(names)}, but no values are given. Name the "
+                f"value of every sample with strata={{{names[0]!r}: [...]}}."
+            )
+        return {}
+    given = _named_columns(strata, names)
+    for name in names or given:
+        if name not in given:
+            raise ConfigError(
+                f"{strategy.name}: strata names {name!r}, but values are given for "
+                f"{listed(given)}.{did_you_mean(name, given)}"
+            )
+    columns = {
+        name: complete_array(f"strata {name!r}", given[name]).astype(np.str_)
+        for name in names or given
+    }
+    for name, values in columns.items():
+        if values.shape != (num_samples,):
+            raise ConfigError(
+                f"strata {name!r} has shape {values.shape} for {num_samples} samples; give one "
+                f"value per sample."
+            )
+    return columns
+
+
+def _named_columns(
+    strata: ArrayLike | Mapping[str, ArrayLike], names: tuple[str, ...] | None
+) -> dict[str, ArrayLike]:
+    """Give strata by name; an array's columns are named as the strategy names them."""
+    if isinstance(strata, Mapping):
+        return {str(name): values for name, values in strata.items()}
+    array = complete_array("strata", strata)
+    columns = array[:, None] if array.ndim == 1 else array
+    if columns.ndim != 2:
+        raise ConfigError(
+            f"strata has shape {array.shape}; give one value per sample, (N,), several, (N, S), or "
+            f"a mapping from column name to values."
+        )
+    titles = names or tuple(f"stratum {number}" for number in range(columns.shape[1]))
+    if len(titles) != columns.shape[1]:
+        raise ConfigError(
+            f"strata has {columns.shape[1]} columns, but the strategy names {listed(titles)} "
+            f"beside the label. Give one column for each, or a mapping from column name to values."
+        )
+    return dict(zip(titles, columns.T, strict=True))
 
 
 def _check_for_training(split: str, train_splits: tuple[str, ...], *, strategy: Strategy) -> None:

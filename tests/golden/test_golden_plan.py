@@ -73,6 +73,9 @@ class Cohort:
         assert split == "train"
         return self._keys
 
+    def column(self, split: str, name: str) -> NDArray[np.str_]:
+        raise KeyError(split, name)
+
 
 def described_cases() -> list[dict[str, Any]]:
     """Describe every frozen plan: strategies x last x unit, and a few of a kind."""

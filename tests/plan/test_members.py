@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike, NDArray
 
 from streaming_balance.errors import ConfigError
+from streaming_balance.plan.labels import class_codes
 from streaming_balance.plan.members import (
     ClassMembers,
-    class_codes,
     class_table,
     fixed_subset,
     sized_table,

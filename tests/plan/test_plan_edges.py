@@ -40,6 +40,9 @@ class Shards:
         assert split in ("train", "fold1", "val")
         return np.array([f"{name}__{place}" for place, name in enumerate(self._patients)])
 
+    def column(self, split: str, name: str) -> NDArray[np.str_]:
+        raise ConfigError(f"split {split!r} has no column {name!r}")
+
 
 def plan_of(labels: Any = BRATS, **options: Any) -> BalancedPlan:
     return BalancedPlan.from_labels(labels, **{"global_batch_size": 8, **options})
@@ -140,19 +143,11 @@ def test_a_batch_larger_than_the_cohort_is_filled_or_short() -> None:
     assert sorted(short.batch(0, 0).tolist()) == [0, 1, 2]
 
 
-def test_strata_say_what_to_do_instead() -> None:
-    with pytest.raises(ConfigError, match=r"strata is given.*labels that join both"):
-        plan_of(strata=["x"] * 285)
-
-
-@pytest.mark.parametrize("section", [{"name": "power"}, {"upsampling": {"enabled": True}}, {}])
-def test_strata_among_the_options_of_a_strategy_say_what_to_do_instead(
-    section: dict[str, Any],
-) -> None:
-    with pytest.raises(ConfigError, match=r"strata.*not part of this version.*labels that join"):
-        plan_of(balance={**section, "strata": ["site"]})
-    with pytest.raises(ConfigError, match=r"strata.*not part of this version.*labels that join"):
-        plan_of(balance={"strategy": {"name": "power", "strata": ["site"]}})
+def test_strata_beside_the_sections_say_where_they_belong() -> None:
+    wanted = r"has no key 'strata'.*write strategy: \{name: class_balanced, strata: \['site'\]\}"
+    for section in ({"upsampling": {"enabled": True}}, {}):
+        with pytest.raises(ConfigError, match=wanted):
+            plan_of(balance={**section, "strata": ["site"]})
 
 
 @pytest.mark.parametrize("text", ["P1", b"P2", ""])

@@ -175,6 +175,9 @@ def test_excluded_samples_are_never_exposed_and_keep_their_numbers() -> None:
             assert split == "train"
             return np.array(["P1__1", "P1__2", "P2__1", "P3__1", "P4__1", "P5__1"])
 
+        def column(self, split: str, name: str) -> Any:
+            raise KeyError(split, name)
+
     plan = BalancedPlan.for_shards(Shards(), global_batch_size=2, exclude=["P4", "P1__2"])
     assert dict(plan.sizes) == {"a": 2, "b": 2}
     exposure = plan.exposure(30, 0)

@@ -328,6 +328,10 @@ def test_every_strategy_is_found_under_its_own_name() -> None:
     extra: dict[str, dict[str, Any]] = {
         "manual_weights": {"weights": {"a": 1}},
         "target": {"shares": {"a": 1}},
+        "progressively_balanced": {"num_epochs": 10},
+        "deferred": {"num_epochs": 10, "then": {"name": "power", "alpha": 0.25}},
+        "p_k": {"P": 2, "M": 4},
+        "sample_weights": {"weights": "difficulty", "strata": None},
     }
     for name in KINDS:
         strategy = parse_strategy({"name": name, **extra.get(name, {})})
