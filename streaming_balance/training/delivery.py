@@ -37,7 +37,9 @@ class Delivery:
     device: torch.device | None
     """Where tensors go; None leaves them in (pinned) memory."""
     num_threads: int
-    """Reader threads."""
+    """Reader threads, in each worker process where there are any."""
+    workers: int
+    """Worker processes; 0 makes batches in threads of this process."""
     prefetch_bytes: int
     """Most bytes of batches under way."""
     verify: Verify
@@ -54,6 +56,7 @@ def delivery(
     num_threads: int | None,
     prefetch_bytes: int | None,
     verify: Verify,
+    workers: int = 0,
 ) -> Delivery:
     """Check how batches are to be delivered.
 
@@ -63,13 +66,16 @@ def delivery(
     if verify not in get_args(Verify):
         raise ConfigError(f"verify is {verify!r}; it must be one of {', '.join(get_args(Verify))}.")
     numpy_dtype(dtype)
+    processes = _checked_count("workers", workers, 0, least=0)
+    most_threads = 1 if processes else default_num_threads()
     return Delivery(
         dtype=dtype,
         size=_checked_size(size),
         transform=transform,
         batch_transform=batch_transform,
         device=_checked_device(device),
-        num_threads=_checked_count("num_threads", num_threads, default_num_threads(), least=1),
+        num_threads=_checked_count("num_threads", num_threads, most_threads, least=1),
+        workers=processes,
         prefetch_bytes=_checked_count(
             "prefetch_bytes", prefetch_bytes, DEFAULT_PREFETCH_BYTES, least=0
         ),

@@ -24,8 +24,10 @@ from streaming_balance.training.mixing import BatchMixer
 from streaming_balance.training.readahead import ReadAhead
 from streaming_balance.training.state import Position
 from streaming_balance.training.threads import ReaderThreads
+from streaming_balance.training.torch_draws import compute_on_one_thread
 from streaming_balance.training.transforms import KeyedTransform
 from streaming_balance.training.turns import Turn
+from streaming_balance.training.workers import BatchSource, WorkerEngine
 
 
 class PlannedLoader(ABC):
@@ -45,7 +47,7 @@ class PlannedLoader(ABC):
         self._shards, self._split, self._delivery, self._seed = shards, split, delivery, seed
         self._position = Position(0, 0)
         self._mixer: BatchMixer | None = None
-        self._engine: _Engine | None = None
+        self._engine: _Engine | WorkerEngine | None = None
         self._live: weakref.ref[_LoaderIterator] | None = None
         self._turn = Turn()
         self._closed = False
@@ -188,10 +190,10 @@ class PlannedLoader(ABC):
         if self._closed:
             raise BalanceError("this loader is closed; build a new one.")
 
-    def _running_engine(self) -> _Engine:
+    def _running_engine(self) -> _Engine | WorkerEngine:
         """Give the machinery of this process, started on first use and anew after a fork."""
         if self._engine is None or self._engine.process != os.getpid():
-            self._engine = _Engine(self)
+            self._engine = _worker_engine(self) if self._delivery.workers else _Engine(self)
         return self._engine
 
     def _shut_engine(self) -> None:
@@ -249,7 +251,8 @@ class _Engine:
         self._reader = loader._shards.reader(loader._split, verify=how.verify)
         # Reads under way end well; without this a loader that nobody closes leaves files open.
         weakref.finalize(self, _close_reader, self._reader, self.process)
-        self._threads = ReaderThreads(how.num_threads)
+        prepare = None if how.transform is None else compute_on_one_thread
+        self._threads = ReaderThreads(how.num_threads, prepare=prepare)
         self.pool = BufferPool(
             keep_bytes=2 * how.prefetch_bytes + DEFAULT_PREFETCH_BYTES,
             pinned=torch.cuda.is_available(),
@@ -280,6 +283,18 @@ class _Engine:
         self.ahead.clear()
         self._threads.close()
         self._reader.close()
+
+
+def _worker_engine(loader: PlannedLoader) -> WorkerEngine:
+    """Let worker processes make a loader's batches."""
+    how = loader._delivery
+    owner = weakref.ref(loader)
+    return WorkerEngine(
+        BatchSource(loader._shards, loader._split, how=how, seed=loader._seed),
+        how=how,
+        request=lambda position: _alive(owner)._request(position),
+        following=lambda position: _alive(owner)._following(position),
+    )
 
 
 def _close_reader(reader: Reader, process: int) -> None:

@@ -247,15 +247,19 @@ def train_loader(
             dtype. Masks always keep theirs. With float16 a finite voxel beyond it is refused.
         size: (D, H, W) or (H, W), centre cropped or zero padded; None keeps each sample's shape,
             and a batch of unequal shapes is then a list of tensors.
-        transform: `transform(sample)` or `transform(sample, rng)` on the reader threads; `rng` is a
-            numpy Generator that depends on the sample's place in the run alone.
+        transform: `transform(sample)` or `transform(sample, rng)` where samples are read; `rng` is
+            a numpy Generator that depends on the sample's place in the run alone. Also a transform
+            of MONAI, Albumentations or TorchIO, which then draws from that place too.
         batch_transform: `batch_transform(batch)` in the thread that iterates, after mixing.
         mixing: `{"name": "mixup" or "cutmix", "alpha": 1.0, "probability": 1.0}`: each sample is
             mixed with another of its rank's part, on the device; recorded in the state and audited.
         device: where tensors go; None leaves them in memory, pinned where CUDA is there.
         num_threads: reader threads; None takes this process's share of the processors, at most 8.
-        workers: reserved for transforms in processes.
-        prefetch_bytes: most bytes of batches read ahead; None is 512 MiB. One batch always is.
+            With workers it counts the threads of each, and None is one.
+        workers: processes that read and transform, for transforms that hold the interpreter's lock.
+            The batches and the state are the same as with 0, which uses threads.
+        prefetch_bytes: most bytes of batches read ahead; None is 512 MiB. One batch always is, and
+            with workers one for each.
         verify: compare checksums on `first` touch, `always` or `never`.
         on_error: `raise`; `substitute` is reserved.
         exclude: sample keys or patient ids to leave out.
@@ -278,7 +282,7 @@ def train_loader(
         (torch.Size([4, 4, 24, 24, 24]), [0, 0, 1, 1])
     """
     check_shards(shards)
-    _refuse_reserved(workers=workers, on_error=on_error)
+    _refuse_reserved(on_error=on_error)
     mixed_how = parse_mixing(mixing)
     settings = read_settings(balance)
     if seed is None:
@@ -305,6 +309,7 @@ def train_loader(
         num_threads=num_threads,
         prefetch_bytes=prefetch_bytes,
         verify=verify,
+        workers=workers,
     )
     loader = BalancedLoader(
         shards,
@@ -320,12 +325,7 @@ def train_loader(
     return loader
 
 
-def _refuse_reserved(*, workers: int, on_error: str) -> None:
+def _refuse_reserved(*, on_error: str) -> None:
     """Refuse arguments whose meaning is fixed but not built yet, rather than ignore them."""
-    if workers:
-        raise ConfigError(
-            f"workers is {workers!r}; transforms in processes are not part of this version. "
-            f"Use num_threads."
-        )
     if on_error != "raise":
         raise ConfigError(f"on_error is {on_error!r}; this version has 'raise' only.")

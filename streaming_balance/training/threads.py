@@ -69,14 +69,18 @@ class ReaderThreads:
 
     Args:
         count: number of threads, at least 1.
+        prepare: run once in every thread, before its first piece of work.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, prepare: Work | None = None) -> None:
         self.process = os.getpid()
         self._work: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(
-                target=_run, args=(self._work,), name=f"streaming-balance-reader-{n}", daemon=True
+                target=_run,
+                args=(self._work, prepare),
+                name=f"streaming-balance-reader-{n}",
+                daemon=True,
             )
             for n in range(count)
         ]
@@ -116,8 +120,10 @@ class ReaderThreads:
                 thread.join()
 
 
-def _run(work: queue.SimpleQueue[Work | None]) -> None:
+def _run(work: queue.SimpleQueue[Work | None], prepare: Work | None) -> None:
     """Do pieces of work until told to stop."""
+    if prepare is not None:
+        prepare()
     while (piece := work.get()) is not None:
         piece()
         # A finished piece holds buffers; waiting for the next one must not keep them.

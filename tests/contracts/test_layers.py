@@ -47,7 +47,7 @@ PLAN_MAY_IMPORT = frozenset(
 # Where a library may be imported; the empty tuple means nowhere.
 ROOMS: dict[str, tuple[str, ...]] = {
     "torch": ("training", "demo", "stream.nodes"),
-    "torchdata": ("training.nodes", "stream.nodes"),
+    "torchdata": ("training.workers", "stream.nodes"),
     "webdataset": (),
     "nibabel": ("ingest",),
     "pydicom": ("ingest",),
