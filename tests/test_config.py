@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import string
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming_balance.config import load_config, resolve_balance
+from streaming_balance.config import load_config, read_settings, resolve_balance
 from streaming_balance.errors import ConfigError
-from streaming_balance.plan.section import parse_balancing
+from streaming_balance.plan.epoch import BalancedPlan
+from streaming_balance.plan.loss_weights import plan_loss_weights
+from streaming_balance.plan.section import Balancing, parse_balancing
 from streaming_balance.plan.strategies import (
     ClassBalanced,
     Downsample,
@@ -224,6 +227,20 @@ def test_class_weights_beside_a_sampling_warn_of_nothing(caplog: pytest.LogCaptu
         ("{weighted_sampler: {method: [1]}}", "method is [1]"),
         ("{weighted_sampler: {replacement: 'no'}}", "replacement is 'no'"),
         ("{weighted_sampler: {enabled: true, method: manual}}", "manual_weights is null"),
+        ("{class_weights: {enabled: true, method: manual}}", "such as {LGG: 2.8, HGG: 1}"),
+        ("{class_weights: {method: effective_number}}", "Did you mean 'effective_num'?"),
+        ("{class_weights: {method: null}}", "class_weights.method is None; allowed: 'inverse_freq"),
+        ("{class_weights: {normalise: true}}", "Did you mean 'normalize'?"),
+        ("{class_weights: {enabled: on}}", "class_weights.enabled is 'on'; use true or false"),
+        ("{class_weights: {basis: sample}}", "class_weights.basis is 'sample'; allowed: 'natural'"),
+        ("{class_weights: {basis: sample}}", "Did you mean 'sampled'?"),
+        ("{class_weights: {basis: null}}", "class_weights.basis is None; allowed"),
+        (
+            "{class_weights: {method: manual, manual_weights: {LGG: 2}, basis: sampled}}",
+            "method: manual takes the weights as they are written; leave basis out",
+        ),
+        ("{downsampling: {enabled: null}}", "downsampling.enabled is None; use true or false"),
+        ("{downsampling: {ratio: 1}}", "it has enabled, target_ratio"),
         ("{class_weights: {normalize: 1}}", "class_weights.normalize is 1"),
     ],
 )
@@ -241,6 +258,92 @@ def test_a_target_ratio_outside_0_to_1_is_refused(
     message = balancing_error(tmp_path, f"{{{resampling}: {{target_ratio: {ratio}}}}}")
     assert f"data.balancing.{resampling}.target_ratio is" in message
     assert "(0, 1]" in message
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ("[1, 2, 3]", "3 entries for "),
+        ("[1]", "1 entries for "),
+        ("[1, 2]", "boost the majority in silence. Write a mapping: {HGG: 1.0, LGG: 1.0}"),
+        ("{LGG: 1}", "leaves out 'HGG'"),
+        ("{LGG: 1, HGG: 1, hgg: 1}", "'hgg'"),
+    ],
+)
+@pytest.mark.parametrize("section", ["weighted_sampler", "class_weights"])
+def test_manual_weights_that_do_not_fit_the_label_table_are_refused(
+    tmp_path: Path, section: str, weights: str, said: str
+) -> None:
+    path = write(
+        tmp_path,
+        f"data: {{balancing: {{{section}: "
+        f"{{enabled: true, method: manual, manual_weights: {weights}}}}}}}",
+    )
+    settings = read_settings(path)
+    with pytest.raises(ConfigError) as caught:
+        plan_loss_weights(
+            BalancedPlan.from_labels(
+                ["LGG", "HGG"], global_batch_size=2, balance=settings.strategy
+            ),
+            settings.class_weights,
+        )
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["brats.yaml", "diffusion.yaml"])
+def test_the_examples_are_files_that_load(project_root: Path, name: str) -> None:
+    config = load_config(project_root / "examples" / name)
+    assert config.seed == 42
+    assert config.balancing is not None
+    assert not config.balancing.is_idle
+
+
+def test_the_example_for_brats_has_every_key_and_the_defaults_but_one(project_root: Path) -> None:
+    path = project_root / "examples" / "brats.yaml"
+    document = read_yaml(path.read_text(), place="brats.yaml")
+    assert isinstance(document, dict)
+    section = document["data"]["balancing"]
+    defaults = dataclasses.asdict(Balancing())
+    defaults["weighted_sampler"]["enabled"] = True
+    assert section == defaults
+
+
+def test_a_loaded_configuration_cannot_be_changed(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, DOCUMENTED))
+    assert config.balancing is not None
+    for value, field in (
+        (config, "seed"),
+        (config.balancing, "strict"),
+        (config.balancing.class_weights, "method"),
+        (config.balancing.upsampling, "target_ratio"),
+    ):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(value, field, 1)
+
+
+def test_what_is_in_force_is_the_winner_and_the_weights_of_the_loss() -> None:
+    on = {"enabled": True}
+    everything = {"upsampling": on, "weighted_sampler": on, "class_weights": on}
+    assert read_settings(everything).active == (
+        "weighted_sampler",
+        "class_weights (inverse_frequency, basis natural)",
+    )
+    assert read_settings({}).active == ("no sampling",)
+    assert read_settings(None).active == ("instance_balanced",)
+    assert read_settings({"name": "uniform"}).active == ("class_balanced",)
+    assert read_settings({"strategy": "power"}).active == ("strategy",)
+
+
+def test_the_weights_of_the_loss_come_along_with_every_way_to_name_a_section(
+    tmp_path: Path,
+) -> None:
+    section = {"class_weights": {"enabled": True, "basis": "sampled"}}
+    path = write(tmp_path, "data: {balancing: {class_weights: {enabled: true, basis: sampled}}}")
+    for balance in (section, path, str(path), load_config(path), parse_balancing(section)):
+        weights = read_settings(balance).class_weights
+        assert (weights.enabled, weights.basis) == (True, "sampled")
+    for plain in (None, "power", {"name": "power"}, Power()):
+        assert not read_settings(plain).class_weights.enabled
 
 
 def test_1e_minus_4_is_a_number(tmp_path: Path) -> None:

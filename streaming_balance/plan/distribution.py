@@ -120,7 +120,7 @@ def distribution_sentence(sizes: Mapping[Any, float], *, noun: str) -> str:
     """
     total = sum(sizes.values())
     said = [
-        f"{label}: {size:.10g} {noun} ({100 * size / total:.1f}%)"
+        f"{label}: {f'{size:.1f}'.removesuffix('.0')} {noun} ({100 * size / total:.1f}%)"
         for label, size in list(sizes.items())[:CLASSES_SAID]
     ]
     if len(sizes) > CLASSES_SAID:
