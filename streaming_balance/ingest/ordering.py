@@ -18,6 +18,7 @@ from streaming_balance.ingest.checks import (
     labels_of,
     order_classes,
 )
+from streaming_balance.ingest.dividing import divide_by_findings
 from streaming_balance.ingest.encode import Recipe
 from streaming_balance.plan.keys import stream_key
 from streaming_balance.plan.splits import (
@@ -174,17 +175,18 @@ def _assigned_splits(
     if split is None:
         return [TRAIN_SPLIT] * len(cases), None
     fractions = parse_fractions(split)
-    # A patient is listed with every finding it has, so that its rarest one divides it; those
-    # without any are divided among themselves.
-    held = [
-        (case.patient, label) for case in cases for label in labels_of(case, multi_label) or ("",)
-    ]
-    drawn = split_patients(
-        [patient for patient, _ in held],
-        [label for _, label in held],
-        fractions=fractions,
-        seed=seed,
-    )
+    if multi_label:
+        held: dict[str, set[str]] = {}
+        for case in cases:
+            held.setdefault(case.patient, set()).update(labels_of(case, multi_label))
+        drawn = divide_by_findings(held, fractions=fractions, seed=seed)
+    else:
+        drawn = split_patients(
+            [case.patient for case in cases],
+            [str(case.label) for case in cases],
+            fractions=fractions,
+            seed=seed,
+        )
     rule = {name: str(fraction) for name, fraction in fractions.items()}
     return [drawn[case.patient] for case in cases], rule
 
