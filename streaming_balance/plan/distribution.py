@@ -107,18 +107,21 @@ def class_ratio(sizes: Mapping[Any, float]) -> float:
     return max(present) / min(present)
 
 
-def distribution_sentence(sizes: Mapping[Any, float], *, noun: str) -> str:
+def distribution_sentence(
+    sizes: Mapping[Any, float], *, noun: str, total: float | None = None
+) -> str:
     """Say class sizes in a line, for a log.
 
     Args:
         sizes: label -> size, at least one above 0.
         noun: what is counted, in the plural.
+        total: what is 100 %; None: the sum, as where every sample has one label.
 
     Examples:
         >>> distribution_sentence({"LGG": 75, "HGG": 210}, noun="patients")
         'LGG: 75 patients (26.3%), HGG: 210 patients (73.7%); largest to smallest 2.800'
     """
-    total = sum(sizes.values())
+    total = sum(sizes.values()) if total is None else total
     said = [
         f"{label}: {f'{size:.1f}'.removesuffix('.0')} {noun} ({100 * size / total:.1f}%)"
         for label, size in list(sizes.items())[:CLASSES_SAID]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from streaming_balance.errors import ConfigError
@@ -13,27 +14,33 @@ from streaming_balance.plan.weights import is_reversed, loss_shares, weigh_class
 CLASSES_SAID = 20
 
 
-def expected_draws(plan: BalancedPlan) -> dict[Any, float]:
-    """Give how often the first epoch of a plan draws each class, on average.
+def expected_draws(plan: BalancedPlan, epoch: int | None = None) -> dict[Any, float]:
+    """Give how often an epoch of a plan draws each class, on average.
 
     Args:
         plan: the plan.
+        epoch: at least 0; None: of a schedule, once it has settled.
 
     Returns:
-        label -> draws of an epoch, in class order; a fraction where epochs take turns.
+        label -> draws of the epoch, in class order; a fraction where epochs take turns.
 
     Examples:
         >>> labels = ["LGG"] * 75 + ["HGG"] * 210
         >>> expected_draws(BalancedPlan.from_labels(labels, global_batch_size=8))
         {'HGG': 144.0, 'LGG': 144.0}
     """
-    last = plan.num_steps(0) - 1
-    draws = last * plan.global_batch_size + plan.batch_size(0, last)
-    return {label: share * draws for label, share in plan.shares.items()}
+    place = plan.strategy.settled_epoch if epoch is None else epoch
+    last = plan.num_steps(place) - 1
+    draws = last * plan.global_batch_size + plan.batch_size(place, last)
+    return {label: share * draws for label, share in plan.shares_in(place).items()}
 
 
 def plan_loss_weights(
-    plan: BalancedPlan, settings: ClassWeights, *, is_ordered: bool = False
+    plan: BalancedPlan,
+    settings: ClassWeights,
+    *,
+    is_ordered: bool = False,
+    epoch: int | None = None,
 ) -> dict[Any, float]:
     """Give the loss weights that a `class_weights` section asks for under a plan.
 
@@ -42,6 +49,7 @@ def plan_loss_weights(
         settings: the section; all weights are 1 where it is not enabled.
         is_ordered: whether somebody declared the class order, so that a list of manual weights is
             plain.
+        epoch: whose draws `basis: sampled` counts; None: of a schedule, once it has settled.
 
     Returns:
         label -> weight, in class order; 0 for a class without samples, or never drawn under
@@ -60,7 +68,7 @@ def plan_loss_weights(
     """
     if not settings.enabled:
         return dict.fromkeys(plan.classes, 1.0)
-    sizes = expected_draws(plan) if settings.basis == "sampled" else dict(plan.sizes)
+    sizes = expected_draws(plan, epoch) if settings.basis == "sampled" else dict(plan.sizes)
     try:
         return weigh_classes(
             settings.method,
@@ -95,8 +103,8 @@ def double_correction(plan: BalancedPlan, weights: dict[Any, float]) -> str | No
             from LGG, so that a rarer class outweighs a more common one. Set class_weights.basis:
             sampled to weigh what is delivered, or enable one of the two.
     """
-    shares, total = plan.shares, sum(plan.sizes.values())
-    natural = {label: size / total for label, size in plan.sizes.items()}
+    # Of samples with several labels the shares sum to more than 1, and the sizes to more than N.
+    shares, natural = _summing_to_one(plan.shares), _summing_to_one(plan.sizes)
     is_resampled = any(abs(shares[label] - natural[label]) > 1e-9 for label in natural)
     if not is_resampled or not sum(shares[label] * weights[label] for label in shares):
         return None
@@ -110,3 +118,9 @@ def double_correction(plan: BalancedPlan, weights: dict[Any, float]) -> str | No
         f"{', '.join(said)}{more}, so that a rarer class outweighs a more common one. "
         f"Set class_weights.basis: sampled to weigh what is delivered, or enable one of the two."
     )
+
+
+def _summing_to_one(amounts: Mapping[Any, float]) -> dict[Any, float]:
+    """Divide amounts by their sum."""
+    total = sum(amounts.values())
+    return {label: amount / total for label, amount in amounts.items()}

@@ -50,12 +50,9 @@ def announcement(
     """
     name, (sampling, *others) = plan.strategy.name, settings.active
     strategy = name if sampling == name else f"{name} ({sampling})"
-    before = distribution_sentence(plan.sizes, noun=f"{plan.unit}s")
-    after = distribution_sentence(expected_draws(plan), noun="draws")
     return [
         (logging.INFO, f"balancing with {', '.join([strategy, *others])}; seed {plan.seed}"),
-        (logging.INFO, f"classes before: {before}"),
-        (logging.INFO, f"classes after: {after}"),
+        *_about_classes(plan),
         *_about_weights(plan, settings, classes_declared=classes_declared),
         *((logging.WARNING, warning) for warning in plan.warnings),
         *_about_ranks(plan, num_ranks),
@@ -82,6 +79,22 @@ def about_mixing(mixing: Mixing | None) -> list[tuple[int, str]]:
         return []
     said = f"alpha {mixing.alpha}, probability {mixing.probability}"
     return [(logging.INFO, f"mixing with {mixing.name}: {said}")]
+
+
+def _about_classes(plan: BalancedPlan) -> Iterator[tuple[int, str]]:
+    """Say the class distribution before and after; of a schedule, where it starts and ends."""
+    # Samples with several labels, or none: percentages are of the samples, not of the labels.
+    is_multi_label = abs(sum(plan.shares.values()) - 1) > 1e-9
+    total = plan.num_samples if is_multi_label else None
+    said = distribution_sentence(plan.sizes, noun=f"{plan.unit}s", total=total)
+    yield logging.INFO, f"classes before: {said}"
+    for epoch in dict.fromkeys((0, plan.strategy.settled_epoch)):
+        when = f" in epoch {epoch}" if plan.strategy.settled_epoch else ""
+        draws = expected_draws(plan, epoch)
+        last = plan.num_steps(epoch) - 1
+        total = last * plan.global_batch_size + plan.batch_size(epoch, last)
+        said = distribution_sentence(draws, noun="draws", total=total)
+        yield logging.INFO, f"classes after{when}: {said}"
 
 
 def _about_weights(

@@ -76,6 +76,7 @@ class ClassWeightedLoss(nn.Module):
         config: str | Path | Config | Mapping[str, Any],
         plan: BalancedPlan,
         *,
+        epoch: int | None = None,
         classes: Sequence[str] | None = None,
         reduction: Reduction = "mean",
         ignore_index: int = IGNORE_INDEX,
@@ -86,6 +87,7 @@ class ClassWeightedLoss(nn.Module):
             config: path of a YAML file, what `load_config` gave, or a `data.balancing` section.
                 Where it enables no class weights, all weights are 1.
             plan: the plan the training follows, such as `train.plan`.
+            epoch: whose draws `basis: sampled` counts; None: of a schedule, once it has settled.
             classes: the class order somebody declared, such as `shards.classes`; needed where
                 `manual_weights` is a list and the labels are text.
             reduction: as above.
@@ -103,7 +105,7 @@ class ClassWeightedLoss(nn.Module):
             tensor([0.5263, 1.4737])
         """
         settings = read_settings(config).class_weights
-        weights = plan_loss_weights(plan, settings, is_ordered=classes is not None)
+        weights = plan_loss_weights(plan, settings, is_ordered=classes is not None, epoch=epoch)
         warning = double_correction(plan, weights)
         if warning is not None:
             logger.warning("%s", warning)

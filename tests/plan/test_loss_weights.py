@@ -76,6 +76,24 @@ def test_expected_draws_add_up_to_the_epoch(last: str, draws: int) -> None:
     assert found["LGG"] == found["HGG"]
 
 
+def test_a_schedule_is_weighed_where_it_has_settled_unless_an_epoch_is_named() -> None:
+    planned = plan({"name": "progressively_balanced", "num_epochs": 5})
+    sampled = ClassWeights(enabled=True, basis="sampled")
+    assert plan_loss_weights(planned, sampled) == {"HGG": 1.0, "LGG": 1.0}
+    first = plan_loss_weights(planned, sampled, epoch=0)
+    assert first == pytest.approx({"HGG": 0.5263157894736842, "LGG": 1.4736842105263157})
+    assert double_correction(planned, first) is not None
+
+
+def test_findings_that_share_samples_are_not_taken_for_resampled() -> None:
+    table = np.array([[1, 1, 0]] * 30 + [[1, 0, 0]] * 60 + [[0, 0, 1]] * 10)
+    planned = BalancedPlan.from_labels(table, global_batch_size=10, balance=None)
+    assert (
+        double_correction(planned, dict(zip(planned.classes, [1.0, 9.0, 40.0], strict=True)))
+        is None
+    )
+
+
 def test_manual_weights_need_names_unless_the_class_order_was_declared() -> None:
     settings = ClassWeights(enabled=True, method="manual", manual_weights=(1.0, 3.0))
     with pytest.raises(ConfigError, match=r"class_weights: .*Write a mapping: \{HGG: 1\.0, LGG"):

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from streaming_balance.config import read_settings
@@ -95,6 +96,31 @@ def test_ranks_that_do_not_divide_the_batch_are_warned_about_with_a_size_that_fi
     assert any(
         "ranks get 1 or 2 samples" in text and "global_batch_size=6" in text for text in warnings
     )
+
+
+def test_a_schedule_is_said_where_it_starts_and_where_it_ends() -> None:
+    labels = ["LGG"] * 75 + ["HGG"] * 210
+    settings = read_settings({"name": "progressively_balanced", "num_epochs": 5})
+    plan = BalancedPlan.from_labels(labels, global_batch_size=19, balance=settings.strategy)
+    messages = announcement(plan, settings, num_ranks=1, classes_declared=False)
+    after = [text for _, text in messages if text.startswith("classes after")]
+    assert after == [
+        "classes after in epoch 0: HGG: 210 draws (73.7%), LGG: 75 draws (26.3%); "
+        "largest to smallest 2.800",
+        "classes after in epoch 4: HGG: 142.5 draws (50.0%), LGG: 142.5 draws (50.0%); "
+        "largest to smallest 1.000",
+    ]
+
+
+def test_findings_are_said_in_percent_of_the_samples() -> None:
+    table = np.array([[1, 1], [1, 0], [0, 0], [0, 0]])
+    settings = read_settings(None)
+    plan = BalancedPlan.from_labels(table, global_batch_size=2, balance=settings.strategy)
+    messages = announcement(plan, settings, num_ranks=1, classes_declared=False)
+    before, after = (text for _, text in messages if text.startswith("classes"))
+    assert "2 samples (50.0%)" in before
+    assert "1 samples (25.0%)" in before
+    assert "2 draws (50.0%)" in after
 
 
 def test_weights_of_many_classes_are_said_shortly() -> None:
