@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +31,8 @@ class ClassSummary:
     after: int
     """Samples the first epoch of the plan delivers."""
     share: float
-    """Target share of the class, together 1; in a multi-label data set the part of the samples of
-    the first epoch that have the finding, each counted for all it has."""
+    """Share of the draws that are of the class: the target, or what the first epoch comes to where
+    the plan balances something else than the classes. Together 1 unless samples have several."""
     quota_least: int
     """Fewest samples in a global batch."""
     quota_most: int
@@ -98,7 +98,7 @@ def summarise_plan(
         raise ConfigError(f"epochs is {epochs}; it must be at least 1.")
     labels, patients = shards.labels(split), shards.patients(split)
     first_epoch, run = plan.exposure(1, 0), plan.exposure(epochs, 0)
-    batches = _batch_counts(plan, labels, shards.classes)
+    batches = _batch_counts(plan, shards, labels)
     classes = {}
     for number, label in enumerate(shards.classes):
         mine = carriers(labels, number)
@@ -109,7 +109,7 @@ def summarise_plan(
             patients=len(exposure),
             before=int(mine.sum()),
             after=after,
-            share=part if shards.multi_label else plan.shares.get(label, 0.0),
+            share=plan.shares.get(label, 0.0) if _is_by_class(plan, shards) else part,
             quota_least=int(batches[:, number].min()),
             quota_most=int(batches[:, number].max()),
             delivered=int(run[mine].sum()),
@@ -160,18 +160,21 @@ def class_counts(shards: ShardSet, split: str) -> dict[str, int]:
     return dict(zip(shards.classes, counts.tolist(), strict=True))
 
 
-def _batch_counts(
-    plan: BalancedPlan, labels: NDArray[Any], classes: Sequence[str]
-) -> NDArray[np.int64]:
+def _batch_counts(plan: BalancedPlan, shards: ShardSet, labels: NDArray[Any]) -> NDArray[np.int64]:
     """Count the classes of the data set in the first global batches: `(steps, K)`."""
-    steps = plan.num_steps(0)
-    if labels.ndim == 2:
+    classes, steps = shards.classes, plan.num_steps(0)
+    if shards.multi_label or not _is_by_class(plan, shards):
         members = [plan.batch(0, step) for step in range(min(steps, STEPS_COUNTED))]
         return np.stack([count_carriers(labels[batch], len(classes)) for batch in members])
     quotas = np.stack([plan.quotas(0, step) for step in range(min(steps, STEPS_LOOKED_AT))])
     counts = np.zeros((len(quotas), len(classes)), dtype=np.int64)
     counts[:, [classes.index(label) for label in plan.classes]] = quotas
     return counts
+
+
+def _is_by_class(plan: BalancedPlan, shards: ShardSet) -> bool:
+    """Say whether the plan's classes are the data set's: not so for `target_label`, say."""
+    return set(plan.classes) <= set(shards.classes)
 
 
 def _rank_batch(plan: BalancedPlan, num_ranks: int) -> tuple[int, int]:
