@@ -5,24 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import operator
 from collections.abc import Iterable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from streaming_balance.errors import ConfigError
 from streaming_balance.plan import promises
 from streaming_balance.plan.draws import make_draws
-from streaming_balance.plan.keys import check_seed, stream_key
+from streaming_balance.plan.keys import check_seed
 from streaming_balance.plan.members import ClassTable, sized_table
 from streaming_balance.plan.options import check_number
-from streaming_balance.plan.ranks import check_ranks, rank_slots
+from streaming_balance.plan.priors import class_shares
 from streaming_balance.plan.section import parse_balance
 from streaming_balance.plan.shape import check_batch_size
+from streaming_balance.plan.steps import PlannedSteps, check_epoch
 from streaming_balance.plan.strategy import Strategy
 from streaming_balance.plan.tables import (
     LabelledSplits,
@@ -33,14 +32,13 @@ from streaming_balance.plan.tables import (
     split_table,
     weights_column,
 )
-from streaming_balance.plan.unit_weights import unit_weights
 
 PLAN_VERSION = 1
 
 Balance = str | Mapping[str, Any] | Strategy | None
 
 
-class BalancedPlan:
+class BalancedPlan(PlannedSteps):
     """Which samples make each global batch: a frozen value, a pure function of (epoch, step).
 
     Build one with `from_labels`, `for_shards` or `from_class_sizes`. A plan holds no position and
@@ -58,17 +56,12 @@ class BalancedPlan:
     """
 
     __slots__ = (
-        "_draws",
         "_origin",
         "_settings",
-        "_table",
         "_weights",
         "classes",
-        "digest",
-        "global_batch_size",
         "guarantees",
         "num_samples",
-        "seed",
         "sizes",
         "strategy",
         "unit",
@@ -77,16 +70,10 @@ class BalancedPlan:
 
     classes: list[Any]
     """Labels in class order."""
-    digest: str
-    """Hash of samples, patients, labels and settings; equal digests mean equal batches."""
-    global_batch_size: int
-    """Samples in a full global batch, over all ranks."""
     guarantees: Mapping[str, bool]
     """Which promises this plan keeps."""
     num_samples: int
     """Samples in the split, N."""
-    seed: int
-    """The run's seed."""
     sizes: Mapping[Any, int]
     """Label -> number of units, in class order."""
     strategy: Strategy
@@ -121,7 +108,10 @@ class BalancedPlan:
         )
         self.guarantees = MappingProxyType(promises.guarantees(strategy, table))
         self.warnings = promises.warnings(
-            strategy, table, self._class_shares(0), global_batch_size=self.global_batch_size
+            strategy,
+            table,
+            class_shares(table, strategy, self._draws.shares(0), weights=weights),
+            global_batch_size=self.global_batch_size,
         )
         self._origin = dict(settings)
         self._settings = {
@@ -265,119 +255,9 @@ class BalancedPlan:
             Label -> share in [0, 1], in class order. They sum to 1 unless samples have several
             labels: then each says how many of the draws have the label.
         """
-        shares = self._class_shares(_check_epoch(epoch)).values()
-        return dict(zip(self.classes, shares, strict=True))
-
-    def num_steps(self, epoch: int) -> int:
-        """Count the global batches of an epoch."""
-        return self._draws.shape(_check_epoch(epoch)).num_steps
-
-    def batch_size(self, epoch: int, step: int) -> int:
-        """Count the samples of a global batch; only a short last batch differs."""
-        epoch, step = self._check_step(epoch, step)
-        return self._draws.shape(epoch).size_of(step)
-
-    def quotas(self, epoch: int, step: int) -> NDArray[np.int64]:
-        """Count the samples of each class in a global batch.
-
-        Returns:
-            `(K,)` counts in class order; a sample with several labels counts for each of them.
-
-        Raises:
-            IndexError: the epoch has no such step.
-        """
-        epoch, step = self._check_step(epoch, step)
-        if self._table.membership is not None:
-            return self._table.class_counts(self._draws.members_of(epoch, step))
-        return self._table.class_sums(self._draws.quotas(epoch, step))
-
-    def strata_quotas(self, epoch: int, step: int) -> dict[tuple[str, ...], int]:
-        """Count the samples of each stratum in a global batch.
-
-        Returns:
-            (label, value of each strata column) -> count; (label,) alone without strata.
-
-        Raises:
-            IndexError: the epoch has no such step.
-        """
-        counts = self._draws.quotas(*self._check_step(epoch, step)).tolist()
-        return dict(zip(self._table.names, counts, strict=True))
-
-    def batch(self, epoch: int, step: int) -> NDArray[np.int64]:
-        """List the members of a global batch, class by class in a keyed order.
-
-        Args:
-            epoch: at least 0.
-            step: in [0, num_steps(epoch)).
-
-        Returns:
-            `(B,)` sample numbers; the position of a sample here is its slot.
-
-        Raises:
-            IndexError: the epoch has no such step.
-        """
-        epoch, step = self._check_step(epoch, step)
-        drawn = self._draws.members_of(epoch, step)
-        # The strata of a class stay together: dealing in turn is then fair to both.
-        keys = [
-            [stream_key(self.seed, "dealing", epoch, *part) for part in {name[:1]: 0, name: 0}]
-            for name in self._table.names
-        ]
-        order = sorted(range(len(drawn)), key=keys.__getitem__)
-        return np.concatenate([drawn[number] for number in order])
-
-    def rank_slots(self, epoch: int, step: int, *, rank: int, num_ranks: int) -> NDArray[np.int64]:
-        """List the slots of a global batch that fall to one rank, in delivery order.
-
-        Raises:
-            IndexError: the epoch has no such step.
-            ConfigError: no such rank, or more ranks than samples.
-        """
-        epoch, step = self._check_step(epoch, step)
-        rank, num_ranks = check_ranks(rank, num_ranks, global_batch_size=self.global_batch_size)
-        size = self._draws.shape(epoch).size_of(step)
-        if size < num_ranks:
-            raise ConfigError(
-                f"last: short leaves {size} samples for the last batch of an epoch, fewer than "
-                f"{num_ranks} ranks. Use last: full or last: drop, or at most {size} ranks."
-            )
-        key = stream_key(self.seed, "ranks", epoch, step)
-        return rank_slots(size, rank=rank, num_ranks=num_ranks, key=key)
-
-    def rank_batch(self, epoch: int, step: int, *, rank: int, num_ranks: int) -> NDArray[np.int64]:
-        """List one rank's part of a global batch.
-
-        Args:
-            epoch: at least 0.
-            step: in [0, num_steps(epoch)).
-            rank: data-parallel rank in [0, num_ranks).
-            num_ranks: number of data-parallel ranks, at most the global batch size.
-
-        Returns:
-            `(b,)` sample numbers; the parts of all ranks together are `batch(epoch, step)`.
-
-        Raises:
-            IndexError: the epoch has no such step.
-            ConfigError: no such rank, or more ranks than samples.
-        """
-        slots = self.rank_slots(epoch, step, rank=rank, num_ranks=num_ranks)
-        return self.batch(epoch, step)[slots]
-
-    def exposure(self, epoch: int, step: int) -> NDArray[np.int64]:
-        """Count how often each sample was delivered from the start of the run to a step.
-
-        Args:
-            epoch: at least 0.
-            step: in [0, num_steps(epoch)]; that step's own batch is not counted.
-
-        Returns:
-            `(N,)` deliveries per sample number.
-
-        Raises:
-            IndexError: the epoch has no such step.
-        """
-        epoch, step = self._check_step(epoch, step, past_the_last=1)
-        return self._draws.exposure(epoch, step)
+        by_group = self._draws.shares(check_epoch(epoch))
+        shares = class_shares(self._table, self.strategy, by_group, weights=self._weights)
+        return dict(zip(self.classes, shares.values(), strict=True))
 
     def prior_shift(self, epoch: int | None = None) -> dict[Any, float]:
         """Give the factor from training prior back to natural prior, per class.
@@ -432,20 +312,6 @@ class BalancedPlan:
         strength = check_number(tau, setting="tau", least=-1e9, most=1e9)
         return {label: strength * math.log(share) for label, share in self._prior(epoch).items()}
 
-    def __setattr__(self, name: str, value: object) -> None:
-        """Refuse every change once the plan is built; its digest is set last."""
-        if hasattr(self, "digest"):
-            raise AttributeError(f"a plan is frozen: {name} cannot be set; build another plan.")
-        object.__setattr__(self, name, value)
-
-    def __copy__(self) -> Self:
-        """Give the plan itself: it cannot change."""
-        return self
-
-    def __deepcopy__(self, memo: Mapping[int, object]) -> Self:
-        """Give the plan itself, all the way down."""
-        return self
-
     def __reduce__(self) -> tuple[partial[BalancedPlan], tuple[ClassTable]]:
         """Let another process build this plan again from what it was built from."""
         build = partial(
@@ -458,12 +324,6 @@ class BalancedPlan:
         )
         return build, (self._table,)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, BalancedPlan) and self.digest == other.digest
-
-    def __hash__(self) -> int:
-        return hash(self.digest)
-
     def __repr__(self) -> str:
         sizes = ", ".join(f"{label}: {size}" for label, size in self.sizes.items())
         return (
@@ -475,34 +335,3 @@ class BalancedPlan:
         """Give the share of the draws of every class that is drawn."""
         shares = self.shares if epoch is None else self.shares_in(epoch)
         return {label: share for label, share in shares.items() if share}
-
-    def _class_shares(self, epoch: int) -> dict[str, float]:
-        """Give the share of an epoch's draws by label as text."""
-        table, shares = self._table, self._draws.shares(epoch)
-        if table.membership is not None:
-            weights = np.ones(table.num_samples)
-            if self.strategy.draws_units:
-                weights = unit_weights(table, self.strategy, self._weights)
-            group = table.members[0]
-            drawn = group.pick_first(np.arange(group.size, dtype=np.int64))
-            expected = weights[drawn] @ table.membership[drawn] / weights[drawn].sum()
-            return dict(zip(table.sizes, expected.tolist(), strict=True))
-        sums = dict.fromkeys(table.sizes, 0.0)
-        for number, share in zip(table.groups, shares, strict=True):
-            sums[str(table.classes[number])] += share
-        return sums
-
-    def _check_step(self, epoch: int, step: int, *, past_the_last: int = 0) -> tuple[int, int]:
-        """Give `epoch` and `step` as plain integers if the epoch has that step."""
-        number, steps = int(operator.index(step)), self.num_steps(epoch)
-        if not 0 <= number < steps + past_the_last:
-            raise IndexError(f"epoch {epoch} has steps 0 to {steps - 1}; step {number} is none.")
-        return _check_epoch(epoch), number
-
-
-def _check_epoch(epoch: int) -> int:
-    """Give `epoch` as a plain integer of at least 0."""
-    number = int(operator.index(epoch))
-    if number < 0:
-        raise IndexError(f"epoch is {number}; epochs count from 0.")
-    return number

@@ -1,0 +1,154 @@
+"""What each step of a plan delivers: batches, quotas, ranks, exposure."""
+
+from __future__ import annotations
+
+import operator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaming_balance.errors import ConfigError
+from streaming_balance.plan.draws import Draws
+from streaming_balance.plan.frozen import Frozen
+from streaming_balance.plan.keys import stream_key
+from streaming_balance.plan.members import ClassTable
+from streaming_balance.plan.ranks import check_ranks, rank_slots
+
+
+class PlannedSteps(Frozen):
+    """The steps of a plan: every answer is a pure function of (epoch, step)."""
+
+    __slots__ = ("_draws", "_table", "global_batch_size", "seed")
+
+    _draws: Draws
+    _table: ClassTable
+    global_batch_size: int
+    """Samples in a full global batch, over all ranks."""
+    seed: int
+    """The run's seed."""
+
+    def num_steps(self, epoch: int) -> int:
+        """Count the global batches of an epoch."""
+        return self._draws.shape(check_epoch(epoch)).num_steps
+
+    def batch_size(self, epoch: int, step: int) -> int:
+        """Count the samples of a global batch; only a short last batch differs."""
+        epoch, step = self._check_step(epoch, step)
+        return self._draws.shape(epoch).size_of(step)
+
+    def quotas(self, epoch: int, step: int) -> NDArray[np.int64]:
+        """Count the samples of each class in a global batch.
+
+        Returns:
+            `(K,)` counts in class order; a sample with several labels counts for each of them.
+
+        Raises:
+            IndexError: the epoch has no such step.
+        """
+        epoch, step = self._check_step(epoch, step)
+        if self._table.membership is not None:
+            return self._table.class_counts(self._draws.members_of(epoch, step))
+        return self._table.class_sums(self._draws.quotas(epoch, step))
+
+    def strata_quotas(self, epoch: int, step: int) -> dict[tuple[str, ...], int]:
+        """Count the samples of each stratum in a global batch.
+
+        Returns:
+            (label, value of each strata column) -> count; (label,) alone without strata.
+
+        Raises:
+            IndexError: the epoch has no such step.
+        """
+        counts = self._draws.quotas(*self._check_step(epoch, step)).tolist()
+        return dict(zip(self._table.names, counts, strict=True))
+
+    def batch(self, epoch: int, step: int) -> NDArray[np.int64]:
+        """List the members of a global batch, class by class in a keyed order.
+
+        Args:
+            epoch: at least 0.
+            step: in [0, num_steps(epoch)).
+
+        Returns:
+            `(B,)` sample numbers; the position of a sample here is its slot.
+
+        Raises:
+            IndexError: the epoch has no such step.
+        """
+        epoch, step = self._check_step(epoch, step)
+        drawn = self._draws.members_of(epoch, step)
+        # The strata of a class stay together: dealing in turn is then fair to both.
+        keys = [
+            [stream_key(self.seed, "dealing", epoch, *part) for part in {name[:1]: 0, name: 0}]
+            for name in self._table.names
+        ]
+        order = sorted(range(len(drawn)), key=keys.__getitem__)
+        return np.concatenate([drawn[number] for number in order])
+
+    def rank_slots(self, epoch: int, step: int, *, rank: int, num_ranks: int) -> NDArray[np.int64]:
+        """List the slots of a global batch that fall to one rank, in delivery order.
+
+        Raises:
+            IndexError: the epoch has no such step.
+            ConfigError: no such rank, or more ranks than samples.
+        """
+        epoch, step = self._check_step(epoch, step)
+        rank, num_ranks = check_ranks(rank, num_ranks, global_batch_size=self.global_batch_size)
+        size = self._draws.shape(epoch).size_of(step)
+        if size < num_ranks:
+            raise ConfigError(
+                f"last: short leaves {size} samples for the last batch of an epoch, fewer than "
+                f"{num_ranks} ranks. Use last: full or last: drop, or at most {size} ranks."
+            )
+        key = stream_key(self.seed, "ranks", epoch, step)
+        return rank_slots(size, rank=rank, num_ranks=num_ranks, key=key)
+
+    def rank_batch(self, epoch: int, step: int, *, rank: int, num_ranks: int) -> NDArray[np.int64]:
+        """List one rank's part of a global batch.
+
+        Args:
+            epoch: at least 0.
+            step: in [0, num_steps(epoch)).
+            rank: data-parallel rank in [0, num_ranks).
+            num_ranks: number of data-parallel ranks, at most the global batch size.
+
+        Returns:
+            `(b,)` sample numbers; the parts of all ranks together are `batch(epoch, step)`.
+
+        Raises:
+            IndexError: the epoch has no such step.
+            ConfigError: no such rank, or more ranks than samples.
+        """
+        slots = self.rank_slots(epoch, step, rank=rank, num_ranks=num_ranks)
+        return self.batch(epoch, step)[slots]
+
+    def exposure(self, epoch: int, step: int) -> NDArray[np.int64]:
+        """Count how often each sample was delivered from the start of the run to a step.
+
+        Args:
+            epoch: at least 0.
+            step: in [0, num_steps(epoch)]; that step's own batch is not counted.
+
+        Returns:
+            `(N,)` deliveries per sample number.
+
+        Raises:
+            IndexError: the epoch has no such step.
+        """
+        epoch, step = self._check_step(epoch, step, past_the_last=1)
+        return self._draws.exposure(epoch, step)
+
+    def _check_step(self, epoch: int, step: int, *, past_the_last: int = 0) -> tuple[int, int]:
+        """Give `epoch` and `step` as plain integers if the epoch has that step."""
+        number, steps = int(operator.index(step)), self.num_steps(epoch)
+        if not 0 <= number < steps + past_the_last:
+            raise IndexError(f"epoch {epoch} has steps 0 to {steps - 1}; step {number} is none.")
+        return check_epoch(epoch), number
+
+
+def check_epoch(epoch: int) -> int:
+    """Give `epoch` as a plain integer of at least 0."""
+    number = int(operator.index(epoch))
+    if number < 0:
+        raise IndexError(f"epoch is {number}; epochs count from 0.")
+    return number
