@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +10,7 @@ import typer
 
 from streaming_balance.cli.answers import print_json, print_table
 from streaming_balance.cli.options import AsJson, DataSet, read_balance
-from streaming_balance.config import resolve_balance
+from streaming_balance.config import read_settings
 
 if TYPE_CHECKING:
     from streaming_balance.report.plan_summary import PlanSummary
@@ -66,24 +66,32 @@ def plan(
       downsample         large classes thinned (options target_ratio, rotate)
     """
     from streaming_balance.plan.epoch import BalancedPlan
+    from streaming_balance.plan.loss_weights import double_correction, plan_loss_weights
     from streaming_balance.report.plan_summary import summarise_plan
     from streaming_balance.storage.shards import open_shards
 
-    strategy, config_seed = resolve_balance(read_balance(balance, settings or [], config))
+    asked = read_settings(read_balance(balance, settings or [], config))
     shards = open_shards(folder)
     made = BalancedPlan.for_shards(
         shards,
         global_batch_size=global_batch_size,
-        balance=strategy,
-        seed=seed if seed is not None else config_seed or 0,
+        balance=asked.strategy,
+        seed=seed if seed is not None else asked.seed or 0,
         split=split,
     )
+    weights = plan_loss_weights(made, asked.class_weights, is_ordered=shards.classes_declared)
     summary = summarise_plan(shards, made, split=split, epochs=epochs, num_ranks=ranks)
+    too_much = double_correction(made, weights)
+    if too_much is not None:
+        summary = replace(summary, warnings=(*summary.warnings, too_much))
     if as_json:
-        print_json(_document(summary) | {"settings": made.settings})
+        print_json(_document(summary) | {"settings": made.settings, "class_weights": weights})
     else:
         print(repr(made))
         _print_tables(summary)
+        if asked.class_weights.enabled:
+            said = ", ".join(f"{label}: {weight:.4f}" for label, weight in weights.items())
+            print(f"class weights for the loss: {said}")
 
 
 def _document(summary: PlanSummary) -> dict[str, Any]:

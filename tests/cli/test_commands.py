@@ -228,6 +228,25 @@ def test_plan_takes_strategy_options_from_the_command_line_or_a_file_alike(
     assert other_seed["settings"]["seed"] == 0
 
 
+def test_plan_says_the_weights_of_the_loss_and_where_they_are_too_much(
+    call: Call, packed_cohort: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        "data: {balancing: {weighted_sampler: {enabled: true}, class_weights: {enabled: true}}}"
+    )
+    options = ("plan", packed_cohort, "--config", config, "--global-batch-size", 8)
+    document = call(*options, "--json").document
+    counts = {label: entry["patients"] for label, entry in document["classes"].items()}
+    total = sum(1 / count for count in counts.values())
+    for label, weight in document["class_weights"].items():
+        assert weight == pytest.approx(len(counts) / counts[label] / total)
+    assert any("basis: sampled" in warning for warning in document["warnings"])
+    printed = call(*options).out
+    assert "class weights for the loss: HGG: " in printed
+    assert "note: class_weights come on top of class_balanced sampling" in printed
+
+
 def test_plan_prints_tables_for_people(call: Call, packed_cohort: Path) -> None:
     answer = call("plan", packed_cohort, *BALANCED, "--ranks", 2)
     assert answer.status == 0
