@@ -31,7 +31,8 @@ from streaming_balance.errors import ConfigError
 from streaming_balance.training.torch_draws import current_draws
 
 Sample = dict[str, Any]
-Transform = Callable[..., Sample]
+# Libraries annotate theirs in their own ways; what a transform gives is looked at when it is there.
+Transform = Callable[..., Any]
 
 _WORD = (1 << 32) - 1
 _ARRAYS = ("image", "seg")
@@ -80,8 +81,8 @@ class Adapted:
             for part in self._parts:
                 _set_generators(part, rng)
         if self._takes_generator:
-            return self._transform(sample, rng)
-        return self._call(self._transform, sample)
+            return _plain_tensors(self._transform(sample, rng))
+        return _plain_tensors(self._call(self._transform, sample))
 
 
 def adapted(transform: Transform) -> Adapted:
@@ -186,11 +187,11 @@ def _caller(transform: Transform) -> Callable[[Any, Sample], Sample]:
 
 def _call_plainly(transform: Transform, sample: Sample) -> Sample:
     """Hand the sample over as it is."""
-    return transform(sample)
+    return transform(sample)  # type: ignore[no-any-return] # checked where it is used
 
 
 def _call_monai(transform: Transform, sample: Sample) -> Sample:
-    """Give plain tensors instead of MONAI's own, whose history a batch cannot hold."""
+    """Hand the sample over as it is, and take it out of the list that croppers give."""
     try:
         result: Any = transform(sample)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -199,21 +200,27 @@ def _call_monai(transform: Transform, sample: Sample) -> Sample:
             "only those for dictionaries, with names that end in d, take it."
         )
         raise
-    if isinstance(result, list):
-        if len(result) != 1:
-            raise ConfigError(
-                f"transform {type(transform).__name__} gave {len(result)} samples for one, but a "
-                f"sample has one place in its batch. Use num_samples=1."
-            )
-        (result,) = result
-    if not isinstance(result, dict):
-        return result  # type: ignore[no-any-return] # refused where all transforms' results are
-    return {name: _plain_tensor(value) for name, value in result.items()}
+    if not isinstance(result, list):
+        return result  # type: ignore[no-any-return] # checked where all transforms' results are
+    if len(result) != 1:
+        raise ConfigError(
+            f"transform {type(transform).__name__} gave {len(result)} samples for one, but a "
+            f"sample has one place in its batch. Use num_samples=1."
+        )
+    return result[0]  # type: ignore[no-any-return]
 
 
-def _plain_tensor(value: object) -> object:
-    """Give the tensor inside a MetaTensor."""
-    return value.as_subclass(torch.Tensor) if isinstance(value, torch.Tensor) else value
+def _plain_tensors(sample: Sample) -> Sample:
+    """Give plain tensors for those of libraries, whose history and geometry no batch can hold."""
+    if not isinstance(sample, dict):
+        return sample  # refused where all transforms' results are
+    own = [name for name, value in sample.items() if isinstance(value, torch.Tensor)]
+    plain = {
+        name: sample[name].as_subclass(torch.Tensor)
+        for name in own
+        if type(sample[name]) is not torch.Tensor
+    }
+    return sample | plain if plain else sample
 
 
 def _call_albumentations(transform: Callable[..., dict[str, Any]], sample: Sample) -> Sample:
@@ -244,6 +251,8 @@ def _channels_last(array: object, *, drop: bool) -> NDArray[Any]:
 
 def _channels_first(value: object, *, with_channels: int) -> object:
     """Move the channels back; what the transform made a tensor has them in front already."""
+    if isinstance(value, torch.Tensor):
+        return value[None] if value.ndim == with_channels - 1 else value
     if not isinstance(value, np.ndarray):
         return value
     if value.ndim == with_channels - 1:
