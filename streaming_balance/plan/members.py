@@ -255,10 +255,8 @@ def class_table(
         ids, owner = np.unique(patients, return_inverse=True)
         if by_patient:
             _check_one_label(cells.codes, owner, ids, cells.shown)
-    included = np.arange(len(codes)) if excluded is None else np.flatnonzero(~excluded)
-    in_order = bool((np.diff(cells.codes) >= 0).all())
-    rows = included[np.argsort(cells.codes[included], kind="stable")]
-    bounds = np.searchsorted(cells.codes[rows], np.arange(len(cells.keys) + 1))
+    in_order = bool((cells.codes[1:] >= cells.codes[:-1]).all())
+    rows, bounds = _rows_by_group(cells, excluded)
     members = []
     for number, label in enumerate(cells.keys):
         first, last = bounds[number : number + 2].tolist()
@@ -278,6 +276,24 @@ def class_table(
         strata=cells.strata,
         membership=cells.membership,
     )
+
+
+def _rows_by_group(
+    cells: Cells, excluded: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Sort the rows that are not left out by group, and say where each group starts."""
+    codes = cells.codes
+    # Numbers of 16 bits are sorted by counting, eight times as fast.
+    if len(cells.keys) < np.iinfo(np.int16).max:
+        codes = codes.astype(np.int16)
+    if excluded is None:
+        rows, counted = np.argsort(codes, kind="stable"), cells.codes
+    else:
+        included = np.flatnonzero(~excluded)
+        rows = included[np.argsort(codes[included], kind="stable")]
+        counted = cells.codes[included]
+    counts = np.bincount(counted, minlength=len(cells.keys))
+    return rows, np.concatenate([[0], np.cumsum(counts)])
 
 
 def fixed_subset(members: ClassMembers, size: int, *, seed: int) -> ClassMembers:
