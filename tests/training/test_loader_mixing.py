@@ -81,6 +81,20 @@ def test_threads_and_a_named_device_change_nothing(small: ShardSet) -> None:
             assert_same(first, second)
 
 
+def keep(sample: dict[str, Any]) -> dict[str, Any]:
+    """Leave a sample as it is; worker processes need a transform they can import."""
+    return sample
+
+
+def test_worker_processes_change_nothing(small: ShardSet) -> None:
+    with (
+        loader_of(small, transform=keep) as here,
+        loader_of(small, transform=keep, workers=2) as there,
+    ):
+        for first, second in zip(epochs(here, 1), epochs(there, 1), strict=True):
+            assert_same(first, second)
+
+
 def test_resuming_anywhere_goes_on_as_if_never_stopped(small: ShardSet) -> None:
     halves = {"name": "mixup", "alpha": 0.3, "probability": 0.5}
     with loader_of(small, mixing=halves) as straight:
