@@ -15,11 +15,8 @@ from streaming_balance.plan.epoch import BalancedPlan
 from streaming_balance.plan.keys import stream_key
 from streaming_balance.plan.strategies import Downsample, Upsample
 from streaming_balance.training.labels import Labels, labels_of, plain_labels
-from streaming_balance.training.samplers import (
-    BalancedBatchSampler,
-    BalanceSetting,
-    said_of,
-)
+from streaming_balance.training.planned_sampler import BalanceSetting, said_of
+from streaming_balance.training.samplers import BalancedBatchSampler
 from streaming_balance.training.weighted import WEIGHTINGS
 
 logger = logging.getLogger(__name__)
@@ -39,11 +36,11 @@ class LabelledSubset(Subset[Any]):
 
     def __init__(self, dataset: Dataset[Any], indices: list[int], labels: Labels) -> None:
         super().__init__(dataset, indices)
-        self.targets = _picked(labels, indices)
+        self.targets: Any = _picked(labels, indices)
         """Label of every sample, as a list, array or tensor: what the labels were given as."""
         patients = getattr(dataset, "patients", None)
         if patients is not None:
-            self.patients = _picked(patients, indices)
+            self.patients: Any = _picked(patients, indices)
 
 
 def downsample_dataset(

@@ -6,218 +6,14 @@ the number of ranks and workers; the position is saved and resumed as a loader's
 
 from __future__ import annotations
 
-import logging
-import operator
-import sys
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, TypeAlias
+from collections.abc import Iterator
 
-import numpy as np
-from numpy.typing import NDArray
 from torch.utils.data import Sampler
 from torch.utils.data.distributed import DistributedSampler
 
-from streaming_balance.config import Config, resolve_balance
-from streaming_balance.errors import ConfigError, ResumeError
-from streaming_balance.plan.epoch import Balance, BalancedPlan
-from streaming_balance.plan.options import whole_number
-from streaming_balance.training.cursors import BatchCursor, IndexCursor, Place, SamplerPosition
-from streaming_balance.training.environment import find_ranks
-from streaming_balance.training.labels import Labels, plain_labels
-from streaming_balance.training.state import LoaderState, Position, delivered
-
-logger = logging.getLogger(__name__)
-
-# All that `resolve_balance` takes.
-BalanceSetting: TypeAlias = Balance | Path | Config
-
-
-class PlannedSampler:
-    """What both samplers share: the plan, this rank, and where iteration stands.
-
-    Args:
-        labels: `(N,)` one label per sample of the dataset.
-        batch_size: samples in a batch of this rank.
-        balance: what `train_loader` takes.
-        seed: the run's seed, or None.
-        patients: `(N,)` patient of every sample, or None.
-        num_replicas: number of data-parallel ranks, or None.
-        rank: data-parallel rank, or None.
-    """
-
-    def __init__(
-        self,
-        labels: Labels,
-        *,
-        batch_size: int,
-        balance: BalanceSetting,
-        seed: int | None,
-        patients: Labels | None,
-        num_replicas: int | None,
-        rank: int | None,
-    ) -> None:
-        self._batch_size = _checked_batch_size(batch_size)
-        self.rank, self.num_replicas = _replicas(rank, num_replicas)
-        strategy, configured_seed = resolve_balance(balance)
-        if seed is None:
-            seed = 0 if configured_seed is None else configured_seed
-        self.plan = BalancedPlan.from_labels(
-            plain_labels(labels),
-            global_batch_size=self._batch_size * self.num_replicas,
-            balance=strategy,
-            seed=seed,
-            patients=None if patients is None else plain_labels(patients),
-        )
-        self._position = SamplerPosition()
-        if not self.rank:
-            _log_start(self.plan, num_replicas=self.num_replicas)
-
-    @property
-    def batch_size(self) -> int:
-        """Samples in a full batch of this rank."""
-        return self._batch_size
-
-    def set_epoch(self, epoch: int) -> None:
-        """Say which epoch is to be iterated next.
-
-        The current epoch keeps its position, so calling this at the top of every epoch is fine,
-        after a resume too. Another epoch starts at its first step; what is skipped on the way is
-        kept in the state.
-
-        Args:
-            epoch: at least 0.
-
-        Raises:
-            IndexError: a negative epoch, or one beyond what the plan's shares reach.
-        """
-        target = int(operator.index(epoch))
-        if target != self._position.next.epoch:
-            self.plan.quotas(target, 0)
-            self._position.jump(target)
-
-    def state_dict(self, *, epoch: int | None = None, step: int | None = None) -> dict[str, Any]:
-        """Give the state: plain values, the same on every rank, to be saved with a checkpoint.
-
-        It counts what was asked of this sampler. A `StatefulDataLoader` saves it batch by batch, so
-        its own `state_dict()` is exact. A plain `DataLoader` with workers asks for some batches
-        ahead: say where the training loop stands with `epoch` and `step`.
-
-        Args:
-            epoch: epoch of the batch that the training loop gets next; None with `step` None.
-            step: number of that batch in its epoch, in [0, number of steps].
-
-        Raises:
-            ConfigError: only one of the two is given.
-            IndexError: the epoch has no such step.
-        """
-        place = self._position.next
-        if (epoch is None) != (step is None):
-            raise ConfigError(
-                f"epoch is {epoch!r} and step is {step!r}; give both to say where the training "
-                f"loop stands, or neither."
-            )
-        if epoch is not None and step is not None:
-            place = self._normal(Place(epoch=epoch, step=step))
-        return self._state(place).to_dict() | {
-            "taken": place.taken,
-            "num_replicas": self.num_replicas if place.taken else None,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue a run where its state says, on any number of ranks.
-
-        Args:
-            state: what `state_dict` gave, perhaps passed through JSON or `torch.save`. The global
-                batch, `batch_size * num_replicas`, must be the same as then.
-
-        Raises:
-            ResumeError: the state belongs to another plan or other labels, or is damaged; lists
-                what differs.
-        """
-        saved = LoaderState.from_dict(state)
-        mine = self._state(self._position.next)
-        if saved.settings.get("global_batch_size") != self.plan.global_batch_size:
-            raise ResumeError(
-                f"the state belongs to a run with global_batch_size "
-                f"{saved.settings.get('global_batch_size')}, but batch_size {self._batch_size} x "
-                f"num_replicas {self.num_replicas} is {self.plan.global_batch_size}. Choose a "
-                f"batch_size with the same product."
-            )
-        saved.check_continues(mine)
-        try:
-            place = self._normal(
-                Place(
-                    epoch=saved.position.epoch,
-                    step=saved.position.step,
-                    taken=_whole(state.get("taken", 0)),
-                )
-            )
-            for jump in saved.skipped:
-                for end in jump:
-                    self.plan.batch_size(end.epoch, end.step)
-        except (IndexError, OverflowError) as error:
-            raise ResumeError(
-                f"the state stands at {saved.position}, which the plan does not have ({error}); it "
-                f"is damaged. Use an earlier checkpoint."
-            ) from error
-        if place.taken and state.get("num_replicas") != self.num_replicas:
-            raise ResumeError(
-                f"the state stands inside a batch of num_replicas {state.get('num_replicas')}, "
-                f"this sampler has {self.num_replicas}. Save the state after a whole batch: give "
-                f"DataLoader and sampler the same batch_size."
-            )
-        self._position.move(place, saved.skipped)
-
-    def exposure(self) -> NDArray[np.int64]:
-        """Count how often each sample was asked for in this run, over all ranks.
-
-        Returns:
-            `(N,)` deliveries per sample; whole steps, without the epochs that were jumped over.
-        """
-        return delivered(self.plan, self._state(self._position.next))
-
-    def num_steps(self, epoch: int) -> int:
-        """Count the batches of an epoch, the same on every rank."""
-        return self.plan.num_steps(epoch)
-
-    def rank_batch(self, epoch: int, step: int) -> list[int]:
-        """List the samples of one batch of this rank.
-
-        Args:
-            epoch: at least 0.
-            step: in [0, num_steps(epoch)).
-
-        Returns:
-            Sample numbers: positions in the labels.
-
-        Raises:
-            IndexError: the epoch has no such step.
-        """
-        members = self.plan.batch(epoch, step)
-        if self.num_replicas == 1 and len(members) == 1:
-            return [int(members[0])]
-        slots = self.plan.rank_slots(epoch, step, rank=self.rank, num_ranks=self.num_replicas)
-        return [int(number) for number in members[slots]]
-
-    def _state(self, place: Place) -> LoaderState:
-        """Give the state as a value; a sampler knows of no shards."""
-        return LoaderState(
-            plan_digest=self.plan.digest,
-            settings=self.plan.settings,
-            shards_digest="",
-            position=Position(place.epoch, place.step),
-            skipped=self._position.skipped,
-        )
-
-    def _normal(self, place: Place) -> Place:
-        """Give a place that the plan has; the end of an epoch is the start of the next one."""
-        if place.step == self.plan.num_steps(place.epoch) and not place.taken:
-            return Place(epoch=place.epoch + 1, step=0)
-        size = len(self.rank_batch(place.epoch, place.step))
-        if not 0 <= place.taken < size:
-            raise IndexError(f"the batch has {size} samples; {place.taken} are not some of them.")
-        return place
+from streaming_balance.training.cursors import BatchCursor, IndexCursor
+from streaming_balance.training.labels import Labels
+from streaming_balance.training.planned_sampler import BalanceSetting, PlannedSampler
 
 
 class BalancedSampler(PlannedSampler, DistributedSampler[int]):
@@ -289,7 +85,12 @@ class BalancedSampler(PlannedSampler, DistributedSampler[int]):
         return last * self._batch_size + len(slots)
 
     def __iter__(self) -> Iterator[int]:
-        """Go on with the rest of the epoch, or with the next one."""
+        """Go on with the rest of the epoch, or with the next one.
+
+        A `DataLoader` with workers asks for batches ahead of the training loop. Where such a loop
+        is left by `break`, the next one goes on after those; to go on exactly, load
+        `state_dict(epoch=..., step=...)` of the loop's own place, or use a `StatefulDataLoader`.
+        """
         return IndexCursor(self, self._position)
 
 
@@ -349,74 +150,5 @@ class BalancedBatchSampler(PlannedSampler, Sampler[list[int]]):
         return self.plan.num_steps(self.epoch)
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Go on with the rest of the epoch, or with the next one."""
+        """Go on with the rest of the epoch, or with the next one, as `BalancedSampler` does."""
         return BatchCursor(self, self._position)
-
-
-def _checked_batch_size(batch_size: object) -> int:
-    """Give the batch size of a rank as a plain integer of at least 1."""
-    size = whole_number(batch_size)
-    if size is None or size < 1:
-        raise ConfigError(
-            f"batch_size is {batch_size!r}; it must be an integer of at least 1, the batch_size "
-            f"you give the DataLoader."
-        )
-    return size
-
-
-def _replicas(rank: int | None, num_replicas: int | None) -> tuple[int, int]:
-    """Give rank and number of ranks; what is not given is looked up, each on its own."""
-    if rank is None or num_replicas is None:
-        found_rank, found_replicas = find_ranks(None, None)
-        rank = found_rank if rank is None else rank
-        num_replicas = found_replicas if num_replicas is None else num_replicas
-    number, replicas = whole_number(rank), whole_number(num_replicas)
-    if number is None or replicas is None or not 0 <= number < replicas:
-        raise ConfigError(
-            f"rank is {rank!r} and num_replicas is {num_replicas!r}; both are integers, and rank "
-            f"must lie in 0..num_replicas-1. Leave both out to take them from torch.distributed or "
-            f"from RANK and WORLD_SIZE."
-        )
-    return number, replicas
-
-
-def said_of(plan: BalancedPlan) -> list[str]:
-    """Give a plan's warnings, without what is said of batches where nobody asked for any."""
-    return [text for text in plan.warnings if not text.startswith("a batch of 1 ")]
-
-
-def _log_start(plan: BalancedPlan, *, num_replicas: int) -> None:
-    """Log the class distribution before and after, and what is probably not meant."""
-    total = sum(plan.sizes.values())
-    for label, share in plan.shares.items():
-        size = plan.sizes[label]
-        logger.info(
-            "%s: class %s has %d %ss, %.1f%% of the data and %.1f%% of what is drawn",
-            plan.strategy.name,
-            label,
-            size,
-            plan.unit,
-            100 * size / total,
-            100 * share,
-        )
-    for warning in said_of(plan):
-        logger.warning("%s", warning)
-    # Accelerate deals every second batch of what is already half to each of two ranks.
-    if num_replicas > 1 and "accelerate" in sys.modules:
-        logger.warning(
-            "this sampler yields one of %d ranks' part. Leave its DataLoader out of "
-            "accelerator.prepare, which would deal it out once more; or give num_replicas=1, "
-            "rank=0 and let prepare do it.",
-            num_replicas,
-        )
-
-
-def _whole(value: object) -> int:
-    """Give a count of a state as a plain integer."""
-    number = whole_number(value)
-    if number is None:
-        raise ResumeError(
-            f"the state has taken {value!r}, which is no count; it is damaged. Use an earlier "
-            f"checkpoint."
-        )
-    return number

@@ -20,7 +20,8 @@ from streaming_balance.plan.options import is_number, order_labels, whole_number
 from streaming_balance.plan.strategies import ManualWeights
 from streaming_balance.plan.strategy import Strategy
 from streaming_balance.training.labels import Labels, plain_labels
-from streaming_balance.training.samplers import BalancedSampler, BalanceSetting
+from streaming_balance.training.planned_sampler import BalanceSetting
+from streaming_balance.training.samplers import BalancedSampler
 
 # Weights by these names are no strategy's name, or another strategy's: ones for every class leave
 # the natural shares.
@@ -166,4 +167,4 @@ def _initial_seed(generator: object) -> int:
             f"generator is {type(generator).__name__}; it must be a torch.Generator, such as "
             f"torch.Generator().manual_seed(42), or None."
         )
-    return generator.initial_seed() & (2**64 - 1)
+    return generator.initial_seed()

@@ -90,13 +90,22 @@ def test_the_seed_decides_which_samples_are_chosen(function: Any) -> None:
     assert chosen(1) != chosen(2)
 
 
+def test_downsampling_keeps_what_a_sampler_of_one_fixed_subset_hands_out() -> None:
+    kept = downsample_dataset(Unreadable(285), 0.7, seed=5, labels=LABELS).indices
+    balance = {"name": "downsample", "target_ratio": 0.7, "rotate": False}
+    sampler = BalancedBatchSampler(LABELS, balance=balance, seed=5)
+    for _ in range(2):
+        assert sorted(index for batch in sampler for index in batch) == list(kept)
+
+
 @pytest.mark.parametrize(
     "targets", [LABELS, tuple(LABELS), np.array(LABELS, dtype=np.int16), torch.tensor(LABELS)]
 )
 def test_targets_are_found_and_carried_on_as_what_they_were(targets: Any) -> None:
     subset = downsample_dataset(Targeted(targets))
     found: Any = subset.targets
-    assert type(found) is (list if isinstance(targets, tuple) else type(targets))
+    kind = list if isinstance(targets, tuple) else type(targets)
+    assert isinstance(found, kind)
     if not isinstance(targets, list | tuple):
         assert found.dtype == targets.dtype
     assert [int(label) for label in found] == [LABELS[index] for index in subset.indices]

@@ -118,6 +118,18 @@ def test_set_epoch_keeps_the_current_place_and_jumps_to_another_epoch() -> None:
         sampler.set_epoch(-1)
 
 
+def test_jumps_without_a_batch_between_them_are_one_and_back_again_is_none() -> None:
+    sampler = batches()
+    next(iter(sampler))
+    sampler.set_epoch(3)
+    sampler.set_epoch(5)
+    assert sampler.state_dict()["skipped"] == [{"from": [0, 1], "to": [5, 0]}]
+    fresh = batches()
+    fresh.set_epoch(2)
+    fresh.set_epoch(0)
+    assert fresh.state_dict() == batches().state_dict()
+
+
 def test_exposure_counts_what_was_handed_out_and_not_what_was_jumped_over() -> None:
     sampler = batches()
     seen = list(sampler)
@@ -180,6 +192,9 @@ def test_a_state_inside_a_batch_is_continued_on_as_many_ranks_and_refused_on_oth
     same = BalancedSampler(LABELS, batch_size=3, seed=3, num_replicas=2, rank=0)
     same.load_state_dict(state)
     assert [*first, *same] == list(itertools.chain(*planned(1, size=3, ranks=2)))
+    whole = BalancedBatchSampler(LABELS, batch_size=3, seed=3, num_replicas=2, rank=0)
+    whole.load_state_dict(state)
+    assert [*itertools.chain(*whole)] == [*itertools.chain(*planned(1, size=3, ranks=2))][4:]
     other = BalancedSampler(LABELS, batch_size=6, seed=3, num_replicas=1, rank=0)
     with pytest.raises(ResumeError, match=r"num_replicas 2, this sampler has 1.*whole batch"):
         other.load_state_dict(state)
@@ -347,7 +362,7 @@ def test_rank_and_number_of_ranks_come_from_the_environment_each_on_its_own(
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"batch_size": 0}, "batch_size is 0; it must be an integer of at least 1"),
+        ({"batch_size": 0}, "^batch_size is 0; it must be an integer of at least 1"),
         ({"batch_size": True}, "batch_size is True"),
         ({"batch_size": 2.0}, r"batch_size is 2\.0"),
         ({"rank": 2, "num_replicas": 2}, "rank is 2 and num_replicas is 2; .*0..num_replicas-1"),

@@ -159,10 +159,3 @@ def test_a_stateful_loader_that_snapshots_now_and_then_catches_up(kind: str) -> 
     resumed = StatefulDataLoader(Numbers(), **options(kind), **build)
     resumed.load_state_dict(state)
     assert received + plain(resumed) + plain(resumed) == planned(2)
-
-
-def test_monai_s_loader_takes_both_samplers() -> None:
-    data = pytest.importorskip("monai.data", reason="MONAI is not installed here")
-    for kind in KINDS:
-        loader = data.DataLoader(data.Dataset(list(range(len(LABELS)))), **options(kind))
-        assert plain(loader) == planned(1)

@@ -108,7 +108,7 @@ def test_dtype_and_size_are_those_of_the_loaders(small: ShardSet) -> None:
     assert np.array_equal(image, expected)
     for wrong in ({"size": (2, 3)}, {"size": "2"}, {"dtype": torch.bfloat16}, {"verify": "no"}):
         with pytest.raises(ConfigError):
-            ShardDataset(small, "train", **wrong)[0]  # type: ignore[arg-type]
+            ShardDataset(small, "train", **wrong)[0]
     with pytest.raises(ConfigError, match=r"split is 'trian'.*Did you mean 'train'"):
         ShardDataset(small, "trian")
     with pytest.raises(ConfigError, match="open_shards"):

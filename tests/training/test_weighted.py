@@ -203,7 +203,7 @@ def test_more_weights_than_torch_can_take() -> None:
     labels = np.zeros(2**24 + 1, dtype=np.int8)
     labels[::1000] = 1
     with pytest.raises(RuntimeError, match="2\\^24"):
-        list(WeightedRandomSampler(torch.ones(len(labels)), 1))
+        list(WeightedRandomSampler(torch.ones(len(labels)), 1))  # type: ignore[arg-type]
     sampler = get_weighted_sampler(labels)
     assert len(sampler) == len(labels)
     first = [labels[index] for index in itertools.islice(sampler, 2000)]
