@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -182,13 +182,24 @@ def _mixed_by(mixing: Mixing, batch: Mapping[str, Any], *, num_classes: int, see
     mixer.check(batch)
     if not {"epoch", "step"} <= batch.keys():
         _say_places_are_missing(mixing.name)
-    slots = batch.get("slot", range(len(batch["image"])))
-    return mixer.mix(
-        batch,
-        epoch=int(batch.get("epoch", 0)),
-        step=int(batch.get("step", 0)),
-        slots=slots.tolist() if isinstance(slots, torch.Tensor) else list(slots),
-    )
+    num_rows = len(batch["image"])
+    (epoch,) = _places("epoch", [batch.get("epoch", 0)], 1)
+    (step,) = _places("step", [batch.get("step", 0)], 1)
+    slots = _places("slot", batch.get("slot", range(num_rows)), num_rows)
+    return mixer.mix(batch, epoch=epoch, step=step, slots=slots)
+
+
+def _places(name: str, values: object, count: int) -> list[int]:
+    """Give what says where a batch stands as plain whole numbers from 0."""
+    given = values.tolist() if isinstance(values, torch.Tensor) else values
+    numbers = [whole_number(value) for value in given] if isinstance(given, Iterable) else []
+    known = [number for number in numbers if number is not None and number >= 0]
+    if len(known) != count or len(numbers) != count:
+        raise ConfigError(
+            f"{name} of the batch is {given!r}; it must be {count} whole numbers from 0: where in "
+            f"the run the batch stands. Leave it out to count from 0."
+        )
+    return known
 
 
 @cache
@@ -215,7 +226,9 @@ def _blended(batch: Mapping[str, Any], pairs: Pairs) -> Batch:
     if "seg" in batch:
         masks = batch["seg"]
         is_tensor = isinstance(masks, torch.Tensor)
-        mixed["seg_b"] = masks[partner] if is_tensor else [masks[row] for row in pairs.partner]
+        mixed["seg_b"] = (
+            masks[partner.to(masks.device)] if is_tensor else [masks[row] for row in pairs.partner]
+        )
     return mixed
 
 
@@ -259,6 +272,7 @@ def _mixed_labels(
     label: torch.Tensor, partner: torch.Tensor, weight: torch.Tensor, *, num_classes: int
 ) -> Batch:
     """Mix labels as their images were."""
+    partner, weight = partner.to(label.device), weight.to(label.device)
     rows = one_hot(label.long(), num_classes) if label.ndim == 1 else label
     own, keep = rows.to(weight.dtype), weight[:, None]
     return {

@@ -268,6 +268,11 @@ def test_batches_of_any_loader_are_mixed_and_a_missing_place_is_said_once(
         (mixup, {"num_classes": 0}, "num_classes is 0; it must be an integer >= 1"),
         (mixup, {"num_classes": True}, "num_classes is True"),
         (cutmix, {"seed": -1}, "seed is -1"),
+        (cutmix, {"slot": torch.arange(4)}, r"slot of the batch is .*must be 5 whole numbers"),
+        (cutmix, {"slot": torch.arange(5) - 1}, "slot of the batch is"),
+        (mixup, {"slot": 3}, "slot of the batch is 3"),
+        (mixup, {"epoch": 0.5}, r"epoch of the batch is \[0.5\]; it must be 1 whole"),
+        (mixup, {"step": -1}, r"step of the batch is \[-1\]"),
         (cutmix, {"seed": 1.5}, "seed is 1.5"),
     ],
 )
