@@ -11,9 +11,12 @@ import typer
 from streaming_balance.cli.answers import print_json, print_table
 from streaming_balance.cli.options import AsJson, DataSet, read_balance
 from streaming_balance.config import read_settings
+from streaming_balance.errors import ConfigError
 
 if TYPE_CHECKING:
+    from streaming_balance.plan.epoch import BalancedPlan
     from streaming_balance.report.plan_summary import PlanSummary
+    from streaming_balance.storage.shards import ShardSet
 
 
 def plan(
@@ -40,19 +43,24 @@ def plan(
         int | None, typer.Option(metavar="R", help="Data-parallel ranks to deal batches to.")
     ] = None,
     split: Annotated[str, typer.Option(help="Split to plan over.")] = "train",
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Picture to draw: .png or .svg.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what balancing will do, before any training.
 
     Prints the class counts of every split, how many samples of each class every batch holds, the
     class distribution before and after, how often patients will be seen, and which promises the
-    strategy keeps. Nothing is read but the sample table.
+    strategy keeps. Nothing is read but the sample table. --plot draws the distribution, the first
+    batches beside those of plain shuffling, and how often patients of each class are seen.
 
     \b
     Examples:
       streaming-balance plan cohort --balance class_balanced --global-batch-size 8
       streaming-balance plan cohort --balance power --set alpha=0.25 --global-batch-size 8
       streaming-balance plan cohort --config brats.yaml --global-batch-size 8 --epochs 20 --ranks 4
+      streaming-balance plan cohort --config brats.yaml --global-batch-size 8 --plot plan.png
 
     \b
     Strategies:
@@ -70,6 +78,8 @@ def plan(
     from streaming_balance.report.plan_summary import summarise_plan
     from streaming_balance.storage.shards import open_shards
 
+    if plot is not None:
+        _check_drawable(plot)
     asked = read_settings(read_balance(balance, settings or [], config))
     shards = open_shards(folder)
     made = BalancedPlan.for_shards(
@@ -84,14 +94,44 @@ def plan(
     too_much = double_correction(made, weights)
     if too_much is not None:
         summary = replace(summary, warnings=(*summary.warnings, too_much))
+    if plot is not None:
+        _draw(made, shards, plot, split=split, epochs=epochs)
     if as_json:
-        print_json(_document(summary) | {"settings": made.settings, "class_weights": weights})
+        picture = {} if plot is None else {"plot": str(plot)}
+        entries = {"settings": made.settings, "class_weights": weights}
+        print_json(_document(summary) | entries | picture)
     else:
         print(repr(made))
         _print_tables(summary)
         if asked.class_weights.enabled:
             said = ", ".join(f"{label}: {weight:.4f}" for label, weight in weights.items())
             print(f"class weights for the loss: {said}")
+        if plot is not None:
+            print(f"picture: {plot}")
+
+
+def _check_drawable(path: Path) -> None:
+    """Refuse a picture that could not be written, before anything is counted."""
+    from streaming_balance.report.style import check_picture_path
+
+    check_picture_path(path)
+    if not path.parent.is_dir():
+        raise ConfigError(f"--plot is {path}, but there is no folder {path.parent}; make it first.")
+
+
+def _draw(made: BalancedPlan, shards: ShardSet, path: Path, *, split: str, epochs: int) -> None:
+    """Draw the plan's pictures into one file."""
+    from streaming_balance.report.figures import draw_plan
+    from streaming_balance.report.style import save_figure
+
+    figure = draw_plan(
+        made,
+        shards.labels(split),
+        classes=shards.classes,
+        patients=shards.patients(split),
+        epochs=epochs,
+    )
+    save_figure(figure, path)
 
 
 def _document(summary: PlanSummary) -> dict[str, Any]:
