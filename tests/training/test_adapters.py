@@ -289,3 +289,39 @@ def test_albumentations_that_cannot_be_given_generators_is_refused(tmp_path: Pat
     exec(compile((tmp_path / "old.py").read_text(), "old.py", "exec"), names)
     with pytest.raises(ConfigError, match=r"Compose comes from an Albumentations .* 2\.0 or newer"):
         KeyedTransform(names["Compose"](), seed=1)(one(), epoch=0, step=0, slot=0)
+
+
+def test_seeds_of_torchio_mean_the_same_inside_and_outside_of_a_loader() -> None:
+    """A Subject's history names the seed of its noise; replaying it must give the same noise."""
+    import torchio
+
+    noise = torchio.Noise(mean=0.0, std=1.0, seed=42)
+    sample = {"image": torch.zeros(1, 4, 4, 4), "key": "P00"}
+    inside = KeyedTransform(noise, seed=1)(sample, epoch=0, step=0, slot=0)["image"]
+    assert torch.equal(inside, noise(torch.zeros(1, 4, 4, 4)))
+
+
+def counted(sample: dict[str, Any]) -> dict[str, Any]:
+    """Say on how many threads torch computes here, and a mean whose last digits depend on it."""
+    large = torch.linspace(0, 1, 200_000).reshape(1, -1) ** 3
+    return sample | {"threads": torch.get_num_threads(), "mean": large.mean().reshape(1)}
+
+
+@pytest.mark.parametrize("way", WAYS, ids=repr)
+def test_torch_computes_on_one_thread_inside_transforms_and_on_all_outside(
+    volumes: ShardSet, way: dict[str, Any]
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with train_loader(volumes, global_batch_size=4, transform=counted, **way) as loader:
+            batches = list(loader)
+        found = [torch.get_num_threads()]
+        later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+    finally:
+        torch.set_num_threads(before)
+    assert found == [3, 3]
+    assert {n for batch in batches for n in batch["threads"].tolist()} == {1}
+    assert len({mean for batch in batches for mean in batch["mean"].flatten().tolist()}) == 1
