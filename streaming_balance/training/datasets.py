@@ -14,12 +14,11 @@ from streaming_balance.errors import ConfigError
 from streaming_balance.plan.epoch import BalancedPlan
 from streaming_balance.plan.keys import stream_key
 from streaming_balance.plan.strategies import Downsample, Upsample
+from streaming_balance.training.announcement import announce
 from streaming_balance.training.labels import Labels, labels_of, plain_labels
-from streaming_balance.training.planned_sampler import BalanceSetting, said_of
+from streaming_balance.training.planned_sampler import BalanceSetting, worth_saying
 from streaming_balance.training.samplers import BalancedBatchSampler
 from streaming_balance.training.weighted import WEIGHTINGS
-
-logger = logging.getLogger(__name__)
 
 # Seeds of torch's generators that read the same in every release: 63 bits.
 LARGEST_TORCH_SEED = 2**63 - 1
@@ -173,8 +172,7 @@ def _resampled(
     plan = BalancedPlan.from_labels(
         plain_labels(found), global_batch_size=1, balance=strategy, seed=seed
     )
-    for warning in said_of(plan):
-        logger.warning("%s", warning)
+    announce(worth_saying((logging.WARNING, warning) for warning in plan.warnings))
     copies = plan.exposure(1, 0)
     rounds: list[NDArray[np.intp]] = [
         np.flatnonzero(copies > number) for number in range(int(copies.max()))

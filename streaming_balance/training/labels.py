@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -14,6 +14,7 @@ from streaming_balance.errors import ConfigError
 
 # One per sample: a list, a tuple, an array, a tensor on any device, a column of a table.
 Labels: TypeAlias = ArrayLike | torch.Tensor
+Strata: TypeAlias = Labels | Mapping[str, Labels]
 
 
 def plain_labels(labels: Labels) -> ArrayLike:
@@ -33,6 +34,21 @@ def plain_labels(labels: Labels) -> ArrayLike:
     if isinstance(labels, torch.Tensor):
         return np.asarray(labels.detach().cpu().numpy())
     return labels if isinstance(labels, list | tuple) else np.asarray(labels)
+
+
+def plain_strata(strata: Strata | None) -> ArrayLike | dict[str, ArrayLike] | None:
+    """Give strata as a plan takes them.
+
+    Args:
+        strata: name -> `(N,)` values; or `(N,)` or `(N, S)` values without names.
+
+    Examples:
+        >>> plain_strata({"site": torch.tensor([1, 2])})
+        {'site': array([1, 2])}
+    """
+    if isinstance(strata, Mapping):
+        return {str(name): plain_labels(values) for name, values in strata.items()}
+    return None if strata is None else plain_labels(strata)
 
 
 def labels_of(dataset: Dataset[Any], labels: Labels | None, *, caller: str) -> Labels:

@@ -5,26 +5,26 @@ from __future__ import annotations
 import logging
 import operator
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streaming_balance.config import Config, resolve_balance
+from streaming_balance.config import Config, read_settings
 from streaming_balance.errors import ConfigError, ResumeError
 from streaming_balance.plan.epoch import Balance, BalancedPlan
 from streaming_balance.plan.options import whole_number
+from streaming_balance.plan.section import Balancing
+from streaming_balance.training.announcement import announce, announcement
 from streaming_balance.training.cursors import Place, SamplerPosition
 from streaming_balance.training.environment import find_ranks
-from streaming_balance.training.labels import Labels, plain_labels
+from streaming_balance.training.labels import Labels, Strata, plain_labels, plain_strata
 from streaming_balance.training.state import LoaderState, Position, delivered
 
-logger = logging.getLogger(__name__)
-
-# All that `resolve_balance` takes.
-BalanceSetting: TypeAlias = Balance | Path | Config
+# All that `read_settings` takes.
+BalanceSetting: TypeAlias = Balance | Path | Config | Balancing
 
 
 class PlannedSampler:
@@ -36,6 +36,7 @@ class PlannedSampler:
         balance: what `train_loader` takes.
         seed: the run's seed, or None.
         patients: `(N,)` patient of every sample, or None.
+        strata: name -> `(N,)` values to balance jointly with the label, or None.
         num_replicas: number of data-parallel ranks, or None.
         rank: data-parallel rank, or None.
     """
@@ -48,24 +49,29 @@ class PlannedSampler:
         balance: BalanceSetting,
         seed: int | None,
         patients: Labels | None,
+        strata: Strata | None,
         num_replicas: int | None,
         rank: int | None,
     ) -> None:
         self._batch_size = _checked_batch_size(batch_size)
         self.rank, self.num_replicas = _replicas(rank, num_replicas)
-        strategy, configured_seed = resolve_balance(balance)
+        settings = read_settings(balance)
         if seed is None:
-            seed = 0 if configured_seed is None else configured_seed
+            seed = 0 if settings.seed is None else settings.seed
         self.plan = BalancedPlan.from_labels(
             plain_labels(labels),
             global_batch_size=self._batch_size * self.num_replicas,
-            balance=strategy,
+            balance=settings.strategy,
             seed=seed,
             patients=None if patients is None else plain_labels(patients),
+            strata=plain_strata(strata),
         )
         self._position = SamplerPosition()
+        messages = announcement(
+            self.plan, settings, num_ranks=self.num_replicas, classes_declared=False
+        )
         if not self.rank:
-            _log_start(self.plan, num_replicas=self.num_replicas)
+            announce(worth_saying([*messages, *_about_sharding(self.num_replicas)]))
 
     @property
     def batch_size(self) -> int:
@@ -241,35 +247,21 @@ def _replicas(rank: int | None, num_replicas: int | None) -> tuple[int, int]:
     return number, replicas
 
 
-def said_of(plan: BalancedPlan) -> list[str]:
-    """Give a plan's warnings, without what is said of batches where nobody asked for any."""
-    return [text for text in plan.warnings if not text.startswith("a batch of 1 ")]
+def worth_saying(messages: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
+    """Leave out what is said of batches where nobody asked for any: batches of one."""
+    return [(level, said) for level, said in messages if not said.startswith("a batch of 1 ")]
 
 
-def _log_start(plan: BalancedPlan, *, num_replicas: int) -> None:
-    """Log the class distribution before and after, and what is probably not meant."""
-    total = sum(plan.sizes.values())
-    for label, share in plan.shares.items():
-        size = plan.sizes[label]
-        logger.info(
-            "%s: class %s has %d %ss, %.1f%% of the data and %.1f%% of what is drawn",
-            plan.strategy.name,
-            label,
-            size,
-            plan.unit,
-            100 * size / total,
-            100 * share,
-        )
-    for warning in said_of(plan):
-        logger.warning("%s", warning)
-    # Accelerate deals every second batch of what is already half to each of two ranks.
-    if num_replicas > 1 and "accelerate" in sys.modules:
-        logger.warning(
-            "this sampler yields one of %d ranks' part. Leave its DataLoader out of "
-            "accelerator.prepare, which would deal it out once more; or give num_replicas=1, "
-            "rank=0 and let prepare do it.",
-            num_replicas,
-        )
+def _about_sharding(num_replicas: int) -> list[tuple[int, str]]:
+    """Warn of a framework that deals every second batch of what is half already to two ranks."""
+    if num_replicas == 1 or "accelerate" not in sys.modules:
+        return []
+    said = (
+        f"this sampler yields one of {num_replicas} ranks' part. Leave its DataLoader out of "
+        f"accelerator.prepare, which would deal it out once more; or give num_replicas=1, rank=0 "
+        f"and let prepare do it."
+    )
+    return [(logging.WARNING, said)]
 
 
 def _whole(value: object) -> int:

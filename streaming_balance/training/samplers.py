@@ -12,7 +12,7 @@ from torch.utils.data import Sampler
 from torch.utils.data.distributed import DistributedSampler
 
 from streaming_balance.training.cursors import BatchCursor, IndexCursor
-from streaming_balance.training.labels import Labels
+from streaming_balance.training.labels import Labels, Strata
 from streaming_balance.training.planned_sampler import BalanceSetting, PlannedSampler
 
 
@@ -24,7 +24,8 @@ class BalancedSampler(PlannedSampler, DistributedSampler[int]):
     shard a sampler among ranks leave this one alone.
 
     Args:
-        labels: `(N,)` one label per sample of the dataset: a list, a numpy array, a torch tensor.
+        labels: `(N,)` one label per sample of the dataset: a list, a numpy array, a torch tensor;
+            or several per sample: a list of labels for each, or `(N, K)` zeros and ones.
         batch_size: samples in a batch of this rank, as given to the `DataLoader`.
         balance: a strategy's name; a mapping with `name` and options; a `data.balancing` section;
             the path of a YAML file; a strategy value; None for the natural order.
@@ -33,6 +34,7 @@ class BalancedSampler(PlannedSampler, DistributedSampler[int]):
         num_replicas: number of data-parallel ranks; None looks at torch.distributed, then at
             `WORLD_SIZE`.
         rank: data-parallel rank; None looks at torch.distributed, then at `RANK`.
+        strata: name -> `(N,)` values, for a `balance` with `strata: [label, NAME]`.
 
     Raises:
         ConfigError: a value above is out of its range, or does not fit the labels.
@@ -54,6 +56,7 @@ class BalancedSampler(PlannedSampler, DistributedSampler[int]):
         patients: Labels | None = None,
         num_replicas: int | None = None,
         rank: int | None = None,
+        strata: Strata | None = None,
     ) -> None:
         PlannedSampler.__init__(
             self,
@@ -62,6 +65,7 @@ class BalancedSampler(PlannedSampler, DistributedSampler[int]):
             balance=balance,
             seed=seed,
             patients=patients,
+            strata=strata,
             num_replicas=num_replicas,
             rank=rank,
         )
@@ -108,6 +112,7 @@ class BalancedBatchSampler(PlannedSampler, Sampler[list[int]]):
         patients: as for `BalancedSampler`.
         num_replicas: as for `BalancedSampler`.
         rank: as for `BalancedSampler`.
+        strata: as for `BalancedSampler`.
 
     Raises:
         ConfigError: a value above is out of its range, or does not fit the labels.
@@ -129,6 +134,7 @@ class BalancedBatchSampler(PlannedSampler, Sampler[list[int]]):
         patients: Labels | None = None,
         num_replicas: int | None = None,
         rank: int | None = None,
+        strata: Strata | None = None,
     ) -> None:
         super().__init__(
             labels,
@@ -136,6 +142,7 @@ class BalancedBatchSampler(PlannedSampler, Sampler[list[int]]):
             balance=balance,
             seed=seed,
             patients=patients,
+            strata=strata,
             num_replicas=num_replicas,
             rank=rank,
         )

@@ -97,9 +97,7 @@ def create_weighted_sampler(
         >>> [targets[index] for index in sampler].count("LGG") in (142, 143)
         True
     """
-    array = np.asarray(plain_labels(targets))
-    labels = order_labels(np.unique(array.astype(np.str_) if array.dtype == object else array))
-    weights = _by_label(class_weights, [str(label) for label in labels])
+    weights = _by_label(class_weights, _distinct(targets))
     return _sampler(
         targets,
         ManualWeights(weights=weights),
@@ -125,6 +123,22 @@ def _sampler(
     if replacement is not True:
         given["replacement"] = replacement
     return BalancedSampler(labels, balance=replace(strategy, **given), seed=seed)
+
+
+def _distinct(targets: Labels) -> list[str]:
+    """List the labels as text, in class order."""
+    try:
+        array = np.asarray(plain_labels(targets))
+    except ValueError:
+        array = np.empty((0, 0))
+    if array.ndim != 1:
+        raise ConfigError(
+            "targets have several labels per sample, and a weight per class wants one. Use "
+            "get_weighted_sampler(labels, strategy='repeat_factor'), which weighs a sample by its "
+            "rarest label."
+        )
+    labels = np.unique(array.astype(np.str_) if array.dtype == object else array)
+    return [str(label) for label in order_labels(labels.tolist())]
 
 
 def _by_label(

@@ -400,8 +400,55 @@ def test_rank_0_logs_the_distribution_before_and_after(caplog: pytest.LogCapture
     caplog.set_level(logging.INFO)
     batches(num_replicas=2, rank=1)
     assert not caplog.records
-    batches(num_replicas=2, rank=0)
-    assert "class LGG has 8 samples, 27.6% of the data and 50.0% of what is drawn" in caplog.text
+    batches(num_replicas=2, rank=0, batch_size=3)
+    assert "balancing with class_balanced; seed 3" in caplog.text
+    assert "before: HGG: 21 samples (72.4%), LGG: 8 samples (27.6%)" in caplog.text
+    assert "after: HGG: 15 draws (50.0%), LGG: 15 draws (50.0%)" in caplog.text
+
+
+def test_a_file_whose_loss_weights_correct_twice_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "run.yaml"
+    both = "{weighted_sampler: {enabled: true}, class_weights: {enabled: true}}"
+    file.write_text(f"data: {{balancing: {both}}}")
+    batches(balance=file)
+    assert "basis: sampled" in caplog.text
+
+
+def test_strata_are_balanced_jointly_with_the_label() -> None:
+    site = torch.tensor([0, 1, 2] * 9 + [0, 1])
+    sampler = BalancedBatchSampler(
+        LABELS,
+        batch_size=6,
+        balance={"name": "class_balanced", "strata": ["label", "site"], "strata_shares": "uniform"},
+        strata={"site": site},
+    )
+    for batch in sampler:
+        assert len({(LABELS[i], int(site[i])) for i in batch}) == 6
+    with pytest.raises(ConfigError, match="strata names 'site', but no values are given"):
+        batches(balance={"name": "class_balanced", "strata": ["label", "site"]})
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [["mass"]] * 20 + [["mass", "hernia"]] * 5 + [[]] * 15,
+        np.array([[0, 1]] * 20 + [[1, 1]] * 5 + [[0, 0]] * 15),
+        torch.tensor([[0, 1]] * 20 + [[1, 1]] * 5 + [[0, 0]] * 15),
+    ],
+)
+def test_samples_may_have_several_labels(labels: Any) -> None:
+    sampler = BalancedBatchSampler(
+        labels, batch_size=8, balance={"name": "repeat_factor", "threshold": 0.5}
+    )
+    counts: Counter[int] = Counter()
+    for _ in range(20):
+        counts.update(itertools.chain(*sampler))
+    # r = sqrt(0.5 / f): hernia is in 1 of 8 samples, mass in 5 of 8.
+    with_hernia = sum(counts[i] for i in range(20, 25)) / 5
+    without = sum(counts[i] for i in range(20)) / 20
+    assert with_hernia / without == pytest.approx(2, rel=0.05)
 
 
 def test_a_sampler_travels_with_its_place() -> None:

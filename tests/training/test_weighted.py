@@ -168,6 +168,8 @@ def test_the_shares_are_those_of_torch_s_weighted_random_sampler() -> None:
         (NAMES, {"LGG": 2.8, "HGG": "much"}, "class_weights has 'much'"),
         (LABELS, [1.0], "has 1 entries for 2 classes '0', '1'"),
         (LABELS, {}, r"weights is \{\}"),
+        ([["a"], ["a", "b"]], {"a": 1, "b": 2}, "several labels per sample.*repeat_factor"),
+        (np.eye(2), [1.0, 2.0], "several labels per sample"),
     ],
 )
 def test_weights_that_fit_no_label_are_refused(targets: Any, weights: Any, said: str) -> None:
