@@ -15,7 +15,7 @@ from streaming_balance.training.weighted_loss import (
     ClassWeightedLoss,
     Reduction,
     by_class_number,
-    in_dtype,
+    numbers_like,
     precise,
 )
 
@@ -69,10 +69,10 @@ class ClassWeightedMSELoss(ClassWeightedLoss):
 
     def _sample_weights(self, labels: Tensor, losses: Tensor) -> Tensor:
         """Give the weight of every sample; of a mixed one, the mean of its classes' weights."""
-        by_class = self.weights_as(losses.dtype)
+        by_class = self.weights_like(losses)
         if labels.is_floating_point() and labels.shape == (len(losses), len(by_class)):
             return (labels * by_class).sum(1)
-        return self.weights_of(self.checked_numbers(labels, losses.shape), losses.dtype)
+        return self.weights_of(self.checked_numbers(labels, losses.shape), losses)
 
 
 class ClassWeightedCrossEntropyLoss(ClassWeightedLoss):
@@ -152,19 +152,19 @@ class ClassWeightedCrossEntropyLoss(ClassWeightedLoss):
         losses = functional.cross_entropy(
             scores, numbers, ignore_index=self.ignore_index, reduction="none"
         )
-        weights = self.weights_of(numbers, losses.dtype)
+        weights = self.weights_of(numbers, losses)
         return self.reduced(weights * losses, weights)
 
     def _adjusted(self, scores: Tensor) -> Tensor:
         """Add the logarithm of the sampled prior."""
         if self.logit_adjustment is None:
             return scores
-        added = in_dtype(self.logit_adjustment, self._added, scores.dtype)
+        added = numbers_like(scores, self.logit_adjustment, self._added)
         return scores + _along_classes(added, scores)
 
     def _of_shares(self, scores: Tensor, shares: Tensor) -> Tensor:
         """Give the loss against shares of the classes: each class's part has its own weight."""
-        by_class = _along_classes(self.weights_as(scores.dtype), scores)
+        by_class = _along_classes(self.weights_like(scores), scores)
         weighted = shares.to(scores.dtype) * by_class
         losses = -(weighted * functional.log_softmax(scores, dim=1)).sum(1)
         return self.reduced(losses, weighted.sum(1))

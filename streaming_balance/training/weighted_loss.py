@@ -121,14 +121,14 @@ class ClassWeightedLoss(nn.Module):
         more = ", ..." if len(self._exact) > CLASSES_SHOWN else ""
         return f"[{shown}{more}], reduction={self.reduction!r}"
 
-    def weights_as(self, dtype: torch.dtype) -> Tensor:
-        """Give the `(K,)` weights by class number in a dtype, with all the digits it holds."""
-        return in_dtype(self.class_weights, self._exact, dtype)
+    def weights_like(self, losses: Tensor) -> Tensor:
+        """Give the `(K,)` weights by class number, in dtype and place of the losses."""
+        return numbers_like(losses, self.class_weights, self._exact)
 
-    def weights_of(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
+    def weights_of(self, labels: Tensor, losses: Tensor) -> Tensor:
         """Give the weight of every label, 0 where it is to be ignored."""
         is_counted = labels != self.ignore_index
-        return self.weights_as(dtype)[labels.where(is_counted, 0)] * is_counted
+        return self.weights_like(losses)[labels.where(is_counted, 0)] * is_counted
 
     def reduced(self, weighted: Tensor, weights: Tensor) -> Tensor:
         """Make one number of weighted losses.
@@ -216,11 +216,15 @@ def by_class_number(
     return _numbers(setting, ordered)
 
 
-def in_dtype(buffer: Tensor, exact: Sequence[float], dtype: torch.dtype) -> Tensor:
-    """Give numbers in a dtype: the float32 buffer as it lies, or all the digits they have."""
-    if buffer.dtype == dtype == torch.float32:
+def numbers_like(losses: Tensor, buffer: Tensor, exact: Sequence[float]) -> Tensor:
+    """Give numbers in dtype and place of the losses, with all the digits the dtype holds.
+
+    The buffer is float32 and follows the module. Where the losses are float64, the module was cast,
+    or it was left on another device, the numbers are made anew.
+    """
+    if buffer.dtype == losses.dtype == torch.float32 and buffer.device == losses.device:
         return buffer
-    return torch.tensor(exact, dtype=dtype, device=buffer.device)
+    return torch.tensor(exact, dtype=losses.dtype, device=losses.device)
 
 
 def precise(values: Tensor) -> Tensor:

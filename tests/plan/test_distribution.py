@@ -64,6 +64,11 @@ def test_the_ends_of_a_dtype_are_counted_without_wrapping(dtype: type[np.integer
     assert count_labels(labels) == {int(lowest): 1, int(highest): 2}
 
 
+def test_numbers_beyond_the_largest_signed_one_are_counted_as_they_are() -> None:
+    labels = np.array([2**64 - 2, 2**64 - 1, 2**64 - 1], dtype=np.uint64)
+    assert count_labels(labels) == {2**64 - 2: 1, 2**64 - 1: 2}
+
+
 def test_more_labels_than_are_counted_at_once_are_all_counted() -> None:
     labels = np.zeros(3_000_001, dtype=np.int8)
     labels[::3] = 1

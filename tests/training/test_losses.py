@@ -153,6 +153,16 @@ def test_ignored_samples_weigh_nothing_and_still_count_as_samples() -> None:
     assert float(entropy[0]) > 0
 
 
+def test_voxels_outside_may_have_a_label_of_ones_own_to_ignore() -> None:
+    logits = random(2, 3, 4, 5, dtype=torch.float64)
+    labels = torch.randint(3, (2, 4, 5), generator=torch.Generator().manual_seed(1))
+    labels[:, 0] = 255
+    loss = ClassWeightedCrossEntropyLoss([0.5, 2.0, 3.0], ignore_index=255)(logits, labels)
+    weights = torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)
+    total = nn.CrossEntropyLoss(weights, ignore_index=255, reduction="sum")(logits, labels)
+    torch.testing.assert_close(loss, total / labels.numel(), rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "weighted_mean", "sum"])
 def test_a_batch_of_ignored_samples_has_no_loss_and_no_gradient(reduction: Any) -> None:
     logits = random(3, 2).requires_grad_()
@@ -240,6 +250,31 @@ def test_weights_follow_the_module_and_stay_out_of_checkpoints() -> None:
     assert moved.class_weights.device.type == "meta"
     assert moved.logit_adjustment is not None
     assert moved.logit_adjustment.device.type == "meta"
+
+
+def test_a_loss_left_on_another_device_weighs_where_the_batch_is() -> None:
+    loss = ClassWeightedCrossEntropyLoss([1.47, 0.53], logit_adjustment=[-1.3, -0.3])
+    logits, labels = random(3, 2), torch.tensor([0, 1, 1])
+    expected = loss(logits, labels)
+    assert torch.equal(loss.to("meta")(logits, labels), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("is_moved", [True, False], ids=["moved", "left on the processor"])
+def test_losses_on_a_device_under_autocast_are_those_of_the_processor(is_moved: bool) -> None:
+    layer = nn.Linear(6, 2).cuda()
+    inputs, target = random(4, 6).cuda(), random(4, 2, seed=1).cuda()
+    squared = ClassWeightedMSELoss([1.47, 0.53])
+    entropy = ClassWeightedCrossEntropyLoss([1.47, 0.53], logit_adjustment=[-1.3, -0.3])
+    for labels in (torch.tensor([0, 1, -100, 0]), torch.tensor([[0.5, 0.5]] * 4)):
+        with torch.autocast("cuda", dtype=torch.float16):
+            output = layer(inputs)
+            found = squared.to("cuda" if is_moved else "cpu")(output, target, labels.cuda())
+            found_entropy = entropy.to("cuda" if is_moved else "cpu")(output, labels.cuda())
+        expected = squared.cpu()(output.cpu(), target.cpu(), labels)
+        torch.testing.assert_close(found.cpu(), expected)
+        torch.testing.assert_close(found_entropy.cpu(), entropy.cpu()(output.cpu(), labels))
 
 
 def test_a_model_cast_to_half_does_not_round_the_weights() -> None:
