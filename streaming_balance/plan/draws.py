@@ -26,7 +26,7 @@ from streaming_balance.plan.targets import EpochTargets
 from streaming_balance.plan.totals import EpochTotals
 from streaming_balance.plan.unit_strategies import ClassesBySamples, RepeatFactor
 from streaming_balance.plan.unit_weights import unit_weights
-from streaming_balance.plan.walked_totals import JointTotals, ScheduledTotals, Totals
+from streaming_balance.plan.walked_totals import JointTotals, Totals, WalkedTotals
 from streaming_balance.plan.windows import Windows
 
 CACHED_EPOCHS = 4
@@ -212,9 +212,7 @@ class QuotaDraws:
         tie_order = np.argsort(ranking).tolist()
         whole: Totals
         if targets.settled_epoch:
-            whole = ScheduledTotals(
-                targets.label_draws, settled_epoch=targets.settled_epoch, tie_order=tie_order
-            )
+            whole = WalkedTotals(targets.label_draws, tie_order=tie_order)
         else:
             whole = EpochTotals(targets.label_draws(0), tie_order=tie_order)
         if not table.has_strata:

@@ -110,7 +110,9 @@ class BalancedPlan(PlannedSteps):
         self.warnings = promises.warnings(
             strategy,
             table,
-            class_shares(table, strategy, self._draws.shares(0), weights=weights),
+            class_shares(
+                table, strategy, self._draws.shares(strategy.settled_epoch), weights=weights
+            ),
             global_batch_size=self.global_batch_size,
         )
         self._origin = dict(settings)
@@ -121,7 +123,11 @@ class BalancedPlan(PlannedSteps):
             "global_batch_size": self.global_batch_size,
             **self._origin,
         }
-        text = json.dumps([self._settings, table.digest], sort_keys=True)
+        parts = [self._settings, table.digest]
+        if weights is not None:
+            # Settings have the name of a column; its numbers make the batches.
+            parts.append(hashlib.blake2b(weights.astype("<f8").tobytes()).hexdigest())
+        text = json.dumps(parts, sort_keys=True)
         self.digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     @classmethod

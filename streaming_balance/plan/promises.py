@@ -10,6 +10,7 @@ from streaming_balance.plan.members import ClassTable
 from streaming_balance.plan.options import listed
 from streaming_balance.plan.strategies import Downsample, Upsample
 from streaming_balance.plan.strategy import Strategy
+from streaming_balance.plan.unit_strategies import ClassesBySamples
 
 
 def guarantees(strategy: Strategy, table: ClassTable) -> dict[str, bool]:
@@ -47,7 +48,7 @@ def warnings(
     Args:
         strategy: how samples are drawn.
         table: who belongs to which class.
-        shares: label -> target share in the first epoch.
+        shares: label -> target share, of a schedule once it has settled.
         global_batch_size: samples in a global batch.
 
     Returns:
@@ -67,9 +68,10 @@ def warnings(
     """
     found = []
     if table.membership is None and not strategy.draws_units:
-        found += _about_batches(table.sizes, shares, global_batch_size)
-    if isinstance(strategy, Upsample | Downsample):
-        exceeded = _exceeded(strategy, table.sizes)
+        found += _about_batches(strategy, table.sizes, shares, global_batch_size)
+    settled = strategy.settled
+    if isinstance(settled, Upsample | Downsample):
+        exceeded = _exceeded(settled, table.sizes)
         if exceeded and strategy.on_exceeded == "error":
             raise ConfigError(f"{exceeded[0]} Lower target_ratio, or set on_exceeded: warn.")
         found += exceeded
@@ -77,14 +79,18 @@ def warnings(
 
 
 def _about_batches(
-    sizes: Mapping[str, int], shares: Mapping[str, float], global_batch_size: int
+    strategy: Strategy,
+    sizes: Mapping[str, int],
+    shares: Mapping[str, float],
+    global_batch_size: int,
 ) -> list[str]:
     """Say where classes and batches hardly go together."""
     found = []
     drawn = [label for label, share in shares.items() if share]
     if len(drawn) == 1:
         found.append(f"there is one class only, {drawn[0]!r}: balancing changes nothing.")
-    if len(drawn) > global_batch_size:
+    in_turn = isinstance(strategy, ClassesBySamples)
+    if len(drawn) > global_batch_size and not in_turn:
         found.append(
             f"a batch of {global_batch_size} cannot hold all {len(drawn)} classes: each appears in "
             f"some batches only. Use global_batch_size >= {len(drawn)} to see every class in each."
@@ -92,6 +98,8 @@ def _about_batches(
     for label in drawn if len(drawn) > 1 else []:
         # Rounding must not ask for one more than the share does.
         asked = math.ceil(shares[label] * global_batch_size - 1e-9)
+        if isinstance(strategy, ClassesBySamples):
+            asked = int(strategy.M or 0)
         if 0 < sizes[label] < asked:
             times = -(-asked // sizes[label])
             found.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Any, ClassVar
 
@@ -10,8 +10,9 @@ from streaming_balance.errors import ConfigError
 from streaming_balance.plan.options import whole_number
 from streaming_balance.plan.quotas import exact_shares
 from streaming_balance.plan.strategy import Sizes, Strategy, Target
+from streaming_balance.plan.unit_strategies import ClassesBySamples
 
-# A schedule is walked epoch by epoch; so many take about a second.
+# A schedule is walked epoch by epoch; so many take a few seconds.
 MOST_EPOCHS = 1 << 16
 
 
@@ -37,13 +38,13 @@ class ProgressivelyBalanced(Strategy):
     @property
     def settled_epoch(self) -> int:
         """The last epoch of the line: shares stay as they are there."""
-        return self._length - 1
+        return max(1, int(self.num_epochs or 1) - 1)
 
     def target(self, sizes: Sizes, epoch: int = 0) -> Target:
         """Give an epoch's shares: (1 - l) n_c / N + l / K with l = e / (E - 1)."""
         counts = self._checked_counts(sizes)
         present, total = sum(1 for count in counts if count), sum(counts)
-        balanced = Fraction(min(epoch, self.settled_epoch), max(1, self.settled_epoch))
+        balanced = Fraction(min(epoch, self.settled_epoch), self.settled_epoch)
         weights = [
             (1 - balanced) * Fraction(count, total) + (balanced / present if count else 0)
             for count in counts
@@ -54,11 +55,6 @@ class ProgressivelyBalanced(Strategy):
     def _weights(self, sizes: Sizes) -> dict[str, Fraction]:
         """Weigh as where the line ends."""
         return {label: Fraction(1) for label, count in sizes.items() if count}
-
-    @property
-    def _length(self) -> int:
-        """The number of epochs as a plain integer."""
-        return int(self.num_epochs or 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,10 +95,20 @@ class Deferred(Strategy):
             return int(self.start_epoch)
         return int(self.num_epochs or 0) * 4 // 5
 
+    @property
+    def settled(self) -> Strategy:
+        """What holds from the change on: `then`, with the options written beside it."""
+        if self.then is None:
+            return self
+        shared = {option.name: getattr(self, option.name) for option in fields(Strategy)}
+        if self.then.num_samples is not None:
+            shared["num_samples"] = self.then.num_samples
+        return replace(self.then, **shared)
+
     def target(self, sizes: Sizes, epoch: int = 0) -> Target:
         """Give natural shares before the change, the other strategy's afterwards."""
         if epoch >= self.settled_epoch and self.then is not None:
-            return self.then.target(sizes)
+            return self.settled.target(sizes)
         counts = self._checked_counts(sizes)
         weights = [
             Fraction(count) if epoch < self.settled_epoch else Fraction(bool(count))
@@ -120,16 +126,27 @@ class Deferred(Strategy):
         """Weigh as after the change."""
         return {label: Fraction(1) for label, count in sizes.items() if count}
 
+    def _check_empty(self, sizes: Sizes) -> None:
+        """Owe empty classes nothing before the change; `then` checks what it owes them."""
+        if self.then is None:
+            super(Deferred, self)._check_empty(sizes)
+
     def _check_then(self) -> None:
         """Refuse a second strategy that is a schedule, draws by sample, or repeats our options."""
         then = self.then
         if then is None:
             return
-        if not isinstance(then, Strategy) or then.settled_epoch or then.draws_units:
+        without_shares = ProgressivelyBalanced | Deferred | ClassesBySamples
+        if not isinstance(then, Strategy) or isinstance(then, without_shares) or then.draws_units:
             found = then.name if isinstance(then, Strategy) else repr(then)
             raise ConfigError(
                 f"deferred: then is {found}; it must be a strategy that gives every class one "
                 f"share for all epochs, such as class_balanced, power or upsample."
+            )
+        if not getattr(then, "rotate", True):
+            raise ConfigError(
+                f"deferred: then is {then.name} with rotate: false, but the epochs before draw "
+                f"from everybody; leave rotate out."
             )
         for option in fields(Strategy):
             if option.name != "num_samples" and getattr(then, option.name) != option.default:

@@ -328,6 +328,8 @@ def in_declared_order(strategy: Strategy, classes: Sequence[str]) -> Strategy:
         >>> in_declared_order(ManualWeights(weights=[2.8, 1]), ["LGG", "HGG"]).settings()["weights"]
         {'LGG': 2.8, 'HGG': 1.0}
     """
+    if isinstance(strategy, Deferred) and strategy.then is not None:
+        return replace(strategy, then=in_declared_order(strategy.then, classes))
     if not isinstance(strategy, ManualWeights) or isinstance(strategy.weights, Mapping):
         return strategy
     weights = list(strategy.weights or ())

@@ -95,6 +95,11 @@ class Strategy(ABC):
         """From this epoch on every epoch asks for the same."""
         return 0
 
+    @property
+    def settled(self) -> Strategy:
+        """The strategy of the epochs from `settled_epoch` on."""
+        return self
+
     def target(self, sizes: Sizes, epoch: int = 0) -> Target:  # noqa: ARG002 - for schedules
         """Give shares and length for classes of these sizes.
 

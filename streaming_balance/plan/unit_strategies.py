@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, ClassVar
 
@@ -108,11 +108,11 @@ class SampleWeights(Strategy):
 
     def settings(self) -> dict[str, Any]:
         """Give the options as plain values; an array of weights by its digest."""
-        chosen = super(SampleWeights, self).settings()
-        if not isinstance(self.weights, str):
-            digest = hashlib.blake2b(self.weights.astype("<f8").tobytes(), digest_size=16)
-            chosen["weights"] = DIGEST_START + digest.hexdigest()
-        return chosen
+        if isinstance(self.weights, str):
+            return super(SampleWeights, self).settings()
+        digest = hashlib.blake2b(self.weights.astype("<f8").tobytes(), digest_size=16)
+        named = super(SampleWeights, replace(self, weights="weights")).settings()
+        return named | {"weights": DIGEST_START + digest.hexdigest()}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SampleWeights) and self.settings() == other.settings()
@@ -190,6 +190,11 @@ def _checked_weights(weights: object) -> NDArray[np.float64]:
         raise ConfigError(
             f"sample_weights: {wrong.size} weights are no finite numbers >= 0, the first at sample "
             f"{wrong[0]}: {array[wrong[0]]!r}."
+        )
+    if array.max() > np.finfo(np.float64).max / len(array):
+        raise ConfigError(
+            f"sample_weights: weights up to {array.max():g} add up to more than a float holds; "
+            f"divide all of them by the largest."
         )
     if not array.any():
         raise ConfigError("sample_weights: all weights are 0; nothing could be drawn.")

@@ -1,14 +1,24 @@
-"""Epoch totals whose shares change: scheduled epoch after epoch, and for strata within labels."""
+"""Epoch totals whose ideals change from epoch to epoch, and totals of strata within classes."""
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Protocol
 
-from streaming_balance.plan.totals import EpochTotals
+import numpy as np
+from numpy.typing import NDArray
 
-CHECKPOINT_EPOCHS = 64
+# Epochs are scheduled in blocks, looking a block ahead.
+BLOCK_EPOCHS = 64
+CACHED_BLOCKS = 4
+# A whole draw; what lags and fractions are counted in. 64 fractions ahead stay below 2^58.
+UNIT = 1 << 52
+# Rounding must not put off a deadline nor bring a turn forward: what adds up in a hundred million
+# epochs.
+TOLERANCE = 1 << 26
 
 
 class Totals(Protocol):
@@ -26,12 +36,17 @@ class Totals(Protocol):
 class WalkedTotals:
     """Totals for shares that may differ from epoch to epoch.
 
-    Every total is the floor or the ceiling of its ideal and every epoch sums to its ideals' sum;
-    seats that fractions add up to go to the classes that lag behind most.
+    Every total is the floor or the ceiling of its ideal and every epoch sums to its ideals' sum.
+    The seats that fractions add up to go to the classes that would be a whole draw behind first,
+    as far as the next epochs show; of those alike to the ones that lag most.
 
     Args:
         ideal_of: gives the `(K,)` exact draws of an epoch; their sum is an integer.
-        tie_order: `(K,)` rank of each class among those that lag alike.
+        tie_order: `(K,)` rank of each class among those that are alike.
+
+    Source:
+        Tijdeman, "The chairman assignment problem", Discrete Mathematics 1980: earliest deadline
+        first keeps everybody within 1 of a share that changes, for one seat at a time.
 
     Examples:
         >>> totals = WalkedTotals(lambda _: [Fraction(285, 2)] * 2, tie_order=[0, 1])
@@ -39,16 +54,18 @@ class WalkedTotals:
         ((143, 142), (142, 143), (285, 285))
     """
 
-    __slots__ = ("_checkpoints", "_ideal_of", "_recent", "_tie_order")
+    __slots__ = ("_blocks", "_ideal_of", "_rows", "_starts", "_tie_order")
 
     def __init__(
         self, ideal_of: Callable[[int], Sequence[Fraction]], *, tie_order: Sequence[int]
     ) -> None:
-        self._ideal_of, self._tie_order = ideal_of, tuple(tie_order)
-        none = tuple(0 for _ in tie_order)
-        # Draws before every so-many-th epoch, and the ideal ones.
-        self._checkpoints = [(none, tuple(Fraction(0) for _ in tie_order))]
-        self._recent = (0, self._checkpoints[0])
+        self._ideal_of = ideal_of
+        self._tie_order = np.array(tie_order, dtype=np.int64)
+        none = np.zeros(len(tie_order), dtype=np.int64)
+        # Draws before the first epoch of every block, and by how much they fall short of the ideal.
+        self._starts = [(tuple(none.tolist()), none)]
+        self._blocks: OrderedDict[int, list[tuple[int, ...]]] = OrderedDict()
+        self._rows: OrderedDict[int, _Rows] = OrderedDict()
 
     def of(self, epoch: int) -> tuple[int, ...]:
         """Give the `(K,)` draws per class in `epoch`."""
@@ -57,74 +74,81 @@ class WalkedTotals:
 
     def before(self, epoch: int) -> tuple[int, ...]:
         """Give the `(K,)` draws per class in all epochs before `epoch`."""
-        number = epoch // CHECKPOINT_EPOCHS
-        while len(self._checkpoints) <= number:
-            start = (len(self._checkpoints) - 1) * CHECKPOINT_EPOCHS
-            following = self._walk(self._checkpoints[-1], start, start + CHECKPOINT_EPOCHS)
-            self._checkpoints.append(following)
-        start, state = self._recent
-        if not number * CHECKPOINT_EPOCHS <= start <= epoch:
-            start, state = number * CHECKPOINT_EPOCHS, self._checkpoints[number]
-        reached = self._walk(state, start, epoch)
-        # Replaced as a whole: threads may ask at the same time.
-        self._recent = (epoch, reached)
-        return reached[0]
+        number, place = divmod(epoch, BLOCK_EPOCHS)
+        if not place and number < len(self._starts):
+            return self._starts[number][0]
+        return self._block(number)[place]
 
-    def _walk(
-        self, state: tuple[tuple[int, ...], tuple[Fraction, ...]], start: int, stop: int
-    ) -> tuple[tuple[int, ...], tuple[Fraction, ...]]:
-        """Hand out the draws of the epochs from `start` to `stop`."""
-        taken, owed = list(state[0]), list(state[1])
-        for epoch in range(start, stop):
-            ideal = self._ideal_of(epoch)
-            lags = []
-            for number, draws in enumerate(ideal):
-                whole = draws.numerator // draws.denominator
-                taken[number] += whole
-                owed[number] += draws
-                if whole != draws:
-                    lags.append((taken[number] - owed[number], self._tie_order[number], number))
-            seats = int(sum(owed, Fraction(0))) - sum(taken)
-            for _, _, number in sorted(lags)[:seats]:
-                taken[number] += 1
-        return tuple(taken), tuple(owed)
+    def _block(self, number: int) -> list[tuple[int, ...]]:
+        """Give the draws before each epoch of a block."""
+        while number >= len(self._starts):
+            self._walk(len(self._starts) - 1)
+        known = self._blocks.get(number)
+        return self._walk(number) if known is None else known
+
+    def _walk(self, number: int) -> list[tuple[int, ...]]:
+        """Hand out the draws of a block of epochs."""
+        here, ahead = self._rows_of(number), self._rows_of(number + 1)
+        fractions = np.concatenate([here.fractions, ahead.fractions])
+        taken, lags = np.array(self._starts[number][0]), self._starts[number][1]
+        reached = []
+        for place in range(BLOCK_EPOCHS):
+            reached.append(tuple(taken.tolist()))
+            served = self._served(lags, fractions[place : place + BLOCK_EPOCHS], here.seats[place])
+            taken = taken + here.whole[place] + served
+            lags = lags + fractions[place] - served * UNIT
+        if number + 1 == len(self._starts):
+            self._starts.append((tuple(taken.tolist()), lags))
+        self._blocks[number] = reached
+        while len(self._blocks) > CACHED_BLOCKS:
+            self._blocks.popitem(last=False)
+        return reached
+
+    def _served(
+        self, lags: NDArray[np.int64], fractions: NDArray[np.int64], seats: int
+    ) -> NDArray[np.int64]:
+        """Say who gets a seat of an epoch: `(K,)` zeros and ones."""
+        served = np.zeros(len(lags), dtype=np.int64)
+        if seats:
+            owed = lags + np.cumsum(fractions, axis=0)
+            is_late = owed >= UNIT - TOLERANCE
+            deadlines = np.where(is_late.any(axis=0), is_late.argmax(axis=0), len(fractions))
+            deadlines[owed[0] <= TOLERANCE] = len(fractions) + 1
+            # A whole ideal is met as it is.
+            deadlines[fractions[0] == 0] = len(fractions) + 2
+            served[np.lexsort((self._tie_order, -owed[0], deadlines))[:seats]] = 1
+        return served
+
+    def _rows_of(self, number: int) -> _Rows:
+        """Give what the epochs of a block ask for."""
+        known = self._rows.get(number)
+        if known is None:
+            first = number * BLOCK_EPOCHS
+            known = _Rows([self._ideal_of(first + place) for place in range(BLOCK_EPOCHS)])
+            self._rows[number] = known
+            while len(self._rows) > CACHED_BLOCKS:
+                self._rows.popitem(last=False)
+        return known
 
 
-class ScheduledTotals:
-    """Totals of a schedule: walked until its shares settle, then as for shares that stay.
+class _Rows:
+    """The ideals of consecutive epochs: whole draws, fractions, and what fractions add up to."""
 
-    Args:
-        ideal_of: gives the `(K,)` exact draws of an epoch; their sum is an integer.
-        settled_epoch: from this epoch on all are alike.
-        tie_order: `(K,)` rank of each class among equally urgent ones.
-    """
+    __slots__ = ("fractions", "seats", "whole")
 
-    __slots__ = ("_settled", "_settled_epoch", "_walked")
-
-    def __init__(
-        self,
-        ideal_of: Callable[[int], Sequence[Fraction]],
-        *,
-        settled_epoch: int,
-        tie_order: Sequence[int],
-    ) -> None:
-        self._settled_epoch = settled_epoch
-        self._walked = WalkedTotals(ideal_of, tie_order=tie_order)
-        self._settled = EpochTotals(ideal_of(settled_epoch), tie_order=tie_order)
-
-    def of(self, epoch: int) -> tuple[int, ...]:
-        """Give the `(K,)` draws per class in `epoch`."""
-        if epoch < self._settled_epoch:
-            return self._walked.of(epoch)
-        return self._settled.of(epoch - self._settled_epoch)
-
-    def before(self, epoch: int) -> tuple[int, ...]:
-        """Give the `(K,)` draws per class in all epochs before `epoch`."""
-        if epoch <= self._settled_epoch:
-            return self._walked.before(epoch)
-        early = self._walked.before(self._settled_epoch)
-        late = self._settled.before(epoch - self._settled_epoch)
-        return tuple(first + more for first, more in zip(early, late, strict=True))
+    def __init__(self, ideals: Sequence[Sequence[Fraction]]) -> None:
+        rows: dict[tuple[Fraction, ...], tuple[list[int], list[int], int]] = {}
+        found = []
+        for ideal in map(tuple, ideals):
+            if ideal not in rows:
+                whole = [math.floor(draws) for draws in ideal]
+                parts = [draws - floor for draws, floor in zip(ideal, whole, strict=True)]
+                fractions = [round(part * UNIT) for part in parts]
+                rows[ideal] = (whole, fractions, int(sum(parts, Fraction(0))))
+            found.append(rows[ideal])
+        self.whole = np.array([whole for whole, _, _ in found], dtype=np.int64)
+        self.fractions = np.array([fractions for _, fractions, _ in found], dtype=np.int64)
+        self.seats = [seats for _, _, seats in found]
 
 
 class JointTotals:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from streaming_balance.plan.schedules import Deferred
 from streaming_balance.plan.strategies import Downsample
 from streaming_balance.plan.strategy import Strategy
 from streaming_balance.plan.targets import EpochTargets
@@ -22,13 +21,14 @@ class Windows:
     __slots__ = ("_draws", "_is_joint", "_strategy", "_targets")
 
     def __init__(self, targets: EpochTargets, strategy: Strategy, *, is_joint: bool) -> None:
-        after = strategy.then if isinstance(strategy, Deferred) else None
-        self._strategy, self._targets, self._is_joint = after or strategy, targets, is_joint
-        # What lies between the first epoch and the one where a schedule settles lies between their
-        # numbers of draws, too.
+        self._strategy, self._targets, self._is_joint = strategy.settled, targets, is_joint
+        settled = targets.settled_epoch
+        # With repeats, what lies between the first epoch and the one where a schedule settles lies
+        # between their numbers of draws, too.
+        epochs = (0, settled) if self._strategy.replacement else range(settled + 1)
         self._draws = {
             epoch: [share * targets.shape(epoch).num_draws for share in targets.group_shares(epoch)]
-            for epoch in (0, targets.settled_epoch)
+            for epoch in epochs
         }
 
     def of(self, number: int, size: int) -> list[int]:
@@ -36,10 +36,11 @@ class Windows:
         windows = []
         for epoch in self._draws:
             windows += self._within_batches(number, epoch)
+        is_exact = all(draws[number] == size for draws in self._draws.values())
         if self._targets.settled_epoch or self._is_joint:
             windows = list(range(min(windows), max(windows) + 1))
         for epoch in self._draws:
-            windows += self._within_epoch(number, epoch, size)
+            windows += self._within_epoch(number, epoch, size, is_exact=is_exact)
         return windows
 
     def _totals(self, number: int, epoch: int) -> range:
@@ -53,14 +54,13 @@ class Windows:
         shape = self._targets.shape(epoch)
         return [part for total in self._totals(number, epoch) for part in shape.batch_shares(total)]
 
-    def _within_epoch(self, number: int, epoch: int, size: int) -> list[int]:
+    def _within_epoch(self, number: int, epoch: int, size: int, *, is_exact: bool) -> list[int]:
         """Give what an epoch asks of a group, where it can do without repeating anybody."""
-        ideal, most = self._draws[epoch][number], self._totals(number, epoch)[-1]
-        draws = self._draws[epoch]
-        is_constant = not self._is_joint and all(share.denominator == 1 for share in draws)
-        exact_passes = is_constant and most == size
-        # Now and then one fewer than all: epochs and passes drift apart, and an epoch spans a seam.
-        drifting = isinstance(self._strategy, Downsample) and ideal < most == size
+        most = self._totals(number, epoch)[-1]
+        # Where every epoch asks for all, it is a pass. Where now and then one asks for fewer,
+        # epochs and passes drift apart, and an epoch spans a seam.
+        exact_passes = is_exact and not self._is_joint
+        drifting = isinstance(self._strategy, Downsample) and most == size and not is_exact
         if most < size or drifting or (not self._strategy.replacement and not exact_passes):
             return [most]
         return []
