@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from streaming_balance.report.style import (
     save_figure,
     tick_whole_numbers,
 )
+from streaming_balance.storage.labelling import count_carriers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,13 +34,13 @@ MANY_BATCHES = 100
 
 
 def batch_class_counts(
-    plan: BalancedPlan, labels: NDArray[np.int64], *, num_classes: int, num_batches: int
+    plan: BalancedPlan, labels: NDArray[Any], *, num_classes: int, num_batches: int
 ) -> NDArray[np.int64]:
     """Count the classes in the first global batches of a plan, over as many epochs as it takes.
 
     Args:
         plan: the plan.
-        labels: `(N,)` class number of every sample the plan is over.
+        labels: `(N,)` class number of every sample the plan is over, or `(N, K)` of 0 and 1.
         num_classes: classes of the data set, K; a class a batch lacks counts 0 there.
         num_batches: how many global batches, T.
 
@@ -55,7 +56,7 @@ def batch_class_counts(
     steps = plan.num_steps(0)
     places = [divmod(number, steps) for number in range(num_batches)]
     return np.array(
-        [np.bincount(labels[plan.batch(*place)], minlength=num_classes) for place in places],
+        [count_carriers(labels[plan.batch(*place)], num_classes) for place in places],
         dtype=np.int64,
     )
 

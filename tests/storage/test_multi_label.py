@@ -238,31 +238,59 @@ def test_the_writer_refuses_findings_it_does_not_know_or_out_of_order(
         pack(tmp_path / "chest", wrong, classes=CLASSES, multi_label=True)
 
 
-def test_a_split_without_samples_has_labels_of_no_rows_and_all_columns(tmp_path: Path) -> None:
-    image = encode_array("image", np.ones((2, 2), dtype=np.int16), axes="HW", codec="npy")
-    with PackWriter(
-        tmp_path / "chest",
+def writer_for(folder: Path) -> PackWriter:
+    """Open a writer that gives every sample a shard of its own."""
+    return PackWriter(
+        folder,
         classes=CLASSES,
         splits=["train", "val"],
         train_splits=["train"],
         codec="npy",
         columns=[],
-        shard_bytes=1 << 20,
-        settings={},
+        shard_bytes=1,
+        settings={"multi_label": True},
         overwrite=False,
         multi_label=True,
-    ) as writer:
-        writer.add(
-            EncodedSample(
-                key="a",
-                patient="a",
-                label="Mass|Nodule",
-                split="train",
-                columns={},
-                arrays=(image,),
-                details={},
-            )
-        )
+    )
+
+
+def encoded(key: str, label: str) -> EncodedSample:
+    """Encode one small sample."""
+    image = encode_array("image", np.ones((2, 2), dtype=np.int16), axes="HW", codec="npy")
+    return EncodedSample(
+        key=key, patient=key, label=label, split="train", columns={}, arrays=(image,), details={}
+    )
+
+
+def test_an_interrupted_pack_is_finished_with_the_same_bytes(tmp_path: Path) -> None:
+    labels = {"a": "Mass|Nodule", "b": "", "c": "Effusion|Mass"}
+    for folder, stops_after in (("whole", ()), ("resumed", (1, 2))):
+        for count in (*stops_after, 3):
+            with writer_for(tmp_path / folder) as writer:
+                for key, label in list(labels.items())[:count]:
+                    writer.add(encoded(key, label))
+                if count == 3:
+                    writer.finish(found=3, rejected=[])
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert "samples.arrow" in names
+    for name in names:
+        whole, resumed = (tmp_path / folder / name for folder in ("whole", "resumed"))
+        assert whole.read_bytes() == resumed.read_bytes()
+
+
+def test_an_interrupted_pack_whose_findings_changed_is_not_gone_on_with(tmp_path: Path) -> None:
+    with writer_for(tmp_path / "chest") as writer:
+        writer.add(encoded("a", "Mass"))
+        writer.add(encoded("b", "Mass"))
+    with writer_for(tmp_path / "chest") as writer:
+        assert writer.finished_keys() == {"a"}
+        with pytest.raises(ConfigError, match="sample 'a' changed since the pack was interrupted"):
+            writer.add(encoded("a", "Mass|Nodule"))
+
+
+def test_a_split_without_samples_has_labels_of_no_rows_and_all_columns(tmp_path: Path) -> None:
+    with writer_for(tmp_path / "chest") as writer:
+        writer.add(encoded("a", "Mass|Nodule"))
         writer.finish(found=1, rejected=[])
     shards = open_shards(tmp_path / "chest")
     assert shards.labels("val").shape == (0, 3)

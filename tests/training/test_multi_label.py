@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 import torch
 
 from streaming_balance.errors import ConfigError
+from streaming_balance.plan.epoch import BalancedPlan
 from streaming_balance.report.audit import audit_run
+from streaming_balance.report.distribution import batch_class_counts
 from streaming_balance.report.plan_summary import summarise_plan
 from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.evaluation import eval_loader
@@ -197,6 +200,48 @@ def test_a_plan_of_one_class_against_the_rest_is_summed_up_by_class(small: Shard
         for label, entry in summary.classes.items()
     }
     assert shown == {"HGG": (9, 2, 2, 0.5), "LGG": (5, 2, 2, 0.5)}
+
+
+def test_pictures_count_a_sample_for_each_of_its_findings(chest: ShardSet) -> None:
+    plan = BalancedPlan.for_shards(chest, global_batch_size=8, balance=TARGET)
+    counts = batch_class_counts(plan, chest.labels("train"), num_classes=3, num_batches=3)
+    keys = chest.keys("train")
+    for step, row in enumerate(counts.tolist()):
+        held = Counter(name for key in keys[plan.batch(0, step)] for name in findings_of(key))
+        assert row == [held[name] for name in CLASSES]
+
+
+def test_a_data_set_of_one_finding_has_one_column(tmp_path: Path) -> None:
+    samples = [
+        Sample(key=f"T{number}", image=voxels(number), label="Hernia" if number < 2 else "")
+        for number in range(6)
+    ]
+    shards = packed(tmp_path / "chest", samples, classes=["Hernia"], multi_label=True)
+    with train_loader(shards, global_batch_size=2, balance=TARGET, num_threads=1) as train:
+        batches = list(train)
+    assert [batch["label"].sum(dim=0).tolist() for batch in batches] == [[1]] * 3
+
+
+def test_transforms_in_processes_give_the_rows_of_findings_that_threads_give(
+    chest: ShardSet,
+) -> None:
+    def rows(workers: int) -> list[Any]:
+        with train_loader(
+            chest,
+            global_batch_size=8,
+            balance=TARGET,
+            transform=flipped,
+            workers=workers,
+            num_threads=1,
+        ) as train:
+            return [(batch["key"], batch["label"].tolist()) for batch in train]
+
+    assert rows(2) == rows(0)
+
+
+def flipped(sample: dict[str, Any]) -> dict[str, Any]:
+    """Turn every finding over."""
+    return sample | {"label": 1 - sample["label"]}
 
 
 def test_a_packed_split_as_a_dataset_gives_rows_of_findings(chest: ShardSet) -> None:
