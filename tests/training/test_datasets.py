@@ -23,6 +23,9 @@ from streaming_balance.training.shard_dataset import ShardDataset
 from tests.training.cohorts import cohort, packed
 from tests.training.sampler_cases import Numbers, Unreadable, global_states_untouched
 
+# Loaders fork their workers; Python 3.12 warns of that wherever there are threads.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
 LABELS = [0] * 210 + [1] * 75
 
 

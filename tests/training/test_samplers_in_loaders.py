@@ -14,8 +14,12 @@ from streaming_balance.plan.epoch import BalancedPlan
 from streaming_balance.training.samplers import BalancedBatchSampler, BalancedSampler
 from tests.training.sampler_cases import BATCH, LABELS, Numbers, plain
 
-# torchdata 0.11 calls what this torch would rather not have called.
-pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
+pytestmark = [
+    # torchdata 0.11 calls what this torch would rather not have called.
+    pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning"),
+    # Loaders fork their workers; Python 3.12 warns of that wherever there are threads.
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
+]
 
 KINDS = ("sampler", "batch_sampler")
 WORKERS = (0, 2)

@@ -22,6 +22,9 @@ from tests.building import Sample, by_key, open_files, pack, random_samples
 from tests.training.cohorts import SHAPE, cohort, packed, voxels
 from tests.training.sampler_cases import global_states_untouched
 
+# Loaders fork their workers; Python 3.12 warns of that wherever there are threads.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
 MADE = by_key(cohort())
 
 
