@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from streaming_balance.errors import ConfigError, SplitError, did_you_mean
 from streaming_balance.storage.encoded import EncodedSample, PackedMember
-from streaming_balance.storage.labelling import Labelling, split_findings
+from streaming_balance.storage.labelling import Labelling, join_findings, split_findings
 from streaming_balance.storage.layout import ARRAY_FIELDS, check_split_name
 from streaming_balance.storage.rows import SampleRow
 
@@ -69,7 +69,12 @@ class Names:
                     f"sample {sample.key!r} has {what} {value!r}; known: {', '.join(known)}."
                     + did_you_mean(value, known)
                 )
-        self.labelling.numbers(sample.label)
+        in_order = join_findings(labels, self.classes)
+        if self.labelling.multi_label and sample.label != in_order:
+            raise ConfigError(
+                f"sample {sample.key!r} has label {sample.label!r}; write its findings in class "
+                f"order, each once: {in_order!r}"
+            )
         if sample.columns.keys() != set(self.columns):
             raise ConfigError(
                 f"sample {sample.key!r} has columns {sorted(sample.columns)}, expected "

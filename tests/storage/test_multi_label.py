@@ -227,7 +227,8 @@ def replace_word(folder: Path, word: str, wrong: str) -> None:
     [
         ("Edema", "has label 'Edema'"),
         ("Effusion|Edema", "has label 'Edema'"),
-        ("Nodule|Effusion", "in class order"),
+        ("Nodule|Effusion", r"sample 'a'.*in class order, each once: 'Effusion\|Nodule'"),
+        ("Mass|Mass", "sample 'a'.*in class order, each once: 'Mass'"),
     ],
 )
 def test_the_writer_refuses_findings_it_does_not_know_or_out_of_order(
