@@ -65,9 +65,15 @@ def settle_labels(labels: Labels, strategy: Strategy) -> Labels:
         >>> settle_labels(findings, ClassBalanced(strata="label_set")).classes
         ('Hernia|Mass', 'Mass', 'none')
     """
+    of_sets = strategy.strata is not None and LABEL_SET_STRATUM in strategy.strata
     if strategy.target_label is not None:
-        return _has_or_has_not(labels, strategy.target_label)
-    if strategy.strata is not None and LABEL_SET_STRATUM in strategy.strata:
+        if of_sets:
+            raise ConfigError(
+                f"{strategy.name}: target_label makes two classes of several labels, and strata: "
+                f"{LABEL_SET_STRATUM} a class of every set of them; keep one."
+            )
+        return _has_or_has_not(labels, str(strategy.target_label))
+    if of_sets:
         return _label_sets(labels)
     natural = strategy.name == "instance_balanced" and strategy.strata is None
     if labels.membership is None or strategy.draws_units or natural:
@@ -92,7 +98,14 @@ def make_cells(
     Raises:
         ConfigError: strata for a strategy or for labels that have none.
     """
+    if columns and (strategy.draws_units or strategy.name == "p_k"):
+        raise ConfigError(f"{strategy.name} plans by sample or by class; leave strata out.")
     if labels.membership is not None:
+        if columns:
+            raise ConfigError(
+                f"{strategy.name}: strata divide classes, but samples have several labels. Add "
+                f"{LABEL_SET_STRATUM} to the strata, or target_label: {labels.classes[0]}."
+            )
         return Cells(
             codes=labels.codes,
             keys=("all samples",),
@@ -101,8 +114,6 @@ def make_cells(
         )
     if not columns:
         return Cells.of_classes(labels.codes, labels.classes)
-    if strategy.draws_units or strategy.name == "p_k":
-        raise ConfigError(f"{strategy.name} plans by sample or by class; leave strata out.")
     return _divided(labels, columns)
 
 
@@ -115,24 +126,19 @@ def strata_columns(strategy: Strategy) -> tuple[str, ...] | None:
 
 def _divided(labels: Labels, columns: Mapping[str, NDArray[np.str_]]) -> Cells:
     """Divide every class by the values of the columns that occur in it."""
-    values, joint = [], labels.codes
+    joint = labels.codes
     for column in columns.values():
         distinct, codes = np.unique(column, return_inverse=True)
-        values.append(distinct)
-        # One number for a whole combination, which sorts as the combinations do.
         joint = np.where(joint < 0, -1, joint * len(distinct) + codes)
-    found, cell = np.unique(joint, return_inverse=True)
-    left_out = int(found[0] < 0)
-    strata, groups = [], []
-    for number in found[left_out:].tolist():
-        stratum: list[str] = []
-        for distinct in reversed(values):
-            number, place = divmod(number, len(distinct))
-            stratum.insert(0, str(distinct[place]))
-        strata.append(tuple(stratum))
-        groups.append(number)
+        # Numbered anew after every column: many columns of many values would overflow.
+        found, joint = np.unique(joint, return_inverse=True)
+        joint = joint - int(found[0] < 0)
+    _, first = np.unique(joint, return_index=True)
+    first = first[joint[first] >= 0]
+    strata = [tuple(str(column[row]) for column in columns.values()) for row in first.tolist()]
+    groups = labels.codes[first].tolist()
     return Cells(
-        codes=cell.astype(np.int64) - left_out,
+        codes=joint.astype(np.int64),
         keys=tuple(
             KEY_SEPARATOR.join([str(labels.classes[number]), *stratum])
             for number, stratum in zip(groups, strata, strict=True)
@@ -152,7 +158,7 @@ def _has_or_has_not(labels: Labels, wanted: str) -> Labels:
         )
     number = names.index(wanted)
     if labels.membership is not None:
-        codes = labels.membership[:, number].astype(np.int64)
+        codes = np.where(labels.codes < 0, -1, labels.membership[:, number]).astype(np.int64)
     else:
         codes = np.where(labels.codes < 0, -1, labels.codes == number).astype(np.int64)
     return Labels(classes=(f"no {wanted}", wanted), codes=codes)
@@ -162,7 +168,8 @@ def _label_sets(labels: Labels) -> Labels:
     """Make a class of every set of labels that some sample has."""
     if labels.membership is None:
         return labels
-    packed = np.packbits(labels.membership, axis=1)
+    known = labels.codes >= 0
+    packed = np.packbits(labels.membership[known], axis=1)
     whole = np.ascontiguousarray(packed).view(f"V{packed.shape[1]}").ravel()
     _, first, inverse = np.unique(whole, return_index=True, return_inverse=True)
     names = [
@@ -170,9 +177,19 @@ def _label_sets(labels: Labels) -> Labels:
             str(label) for label, has in zip(labels.classes, row, strict=True) if has
         )
         or NO_LABEL
-        for row in labels.membership[first].tolist()
+        for row in labels.membership[known][first].tolist()
     ]
+    twice = (
+        [name for name in names if names.count(name) > 1] if len(set(names)) < len(names) else []
+    )
+    if twice:
+        raise ConfigError(
+            f"strata: {LABEL_SET_STRATUM}: two sets are both written {twice[0]!r}. Rename "
+            f"labels that hold {LABEL_SEPARATOR!r} or are called {NO_LABEL!r}."
+        )
     order = sorted(range(len(names)), key=names.__getitem__)
     rank = np.empty(len(names), dtype=np.int64)
     rank[order] = np.arange(len(names))
-    return Labels(classes=tuple(names[number] for number in order), codes=rank[inverse])
+    codes = np.full(len(known), -1, dtype=np.int64)
+    codes[known] = rank[inverse]
+    return Labels(classes=tuple(names[number] for number in order), codes=codes)

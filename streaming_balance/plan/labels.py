@@ -37,8 +37,9 @@ def read_labels(labels: ArrayLike, *, unknown: str = "error") -> Labels:
 
     Args:
         labels: `(N,)` one label per sample, of any type; or a list with a list of labels for each
-            sample; or `(N, K)` zeros and ones, one column per class.
-        unknown: what a missing label means: `error`, `drop` or `own_class`.
+            sample; or `(N, K)` zeros and ones, one column per class, as an array or nested lists.
+        unknown: what a missing label means: `error`, `drop` or `own_class`. An empty list of
+            labels is not missing: the sample has none of them.
 
     Returns:
         Class numbers, or which of the classes each sample has.
@@ -52,13 +53,14 @@ def read_labels(labels: ArrayLike, *, unknown: str = "error") -> Labels:
         >>> read_labels([["Mass", "Hernia"], [], ["Mass"]]).membership.tolist()
         [[True, True], [False, False], [False, True]]
     """
-    if isinstance(labels, list | tuple) and any(_is_several(label) for label in labels):
-        return _from_lists(labels)
+    entries = _listed_entries(labels)
+    if entries is not None and not _is_nested_matrix(entries):
+        return _from_lists(entries, unknown=unknown)
     array = _as_array("labels", labels)
     if array.ndim == 2 and array.shape[1] > 1 and array.dtype.kind in "biuf":
         return _from_matrix(array)
-    if unknown != "error":
-        return _with_unknown(array, own_class=unknown == "own_class")
+    if unknown != "error" and array.ndim == 1:
+        return _with_unknown(_as_given(array, labels), own_class=unknown == "own_class")
     codes, classes = class_codes(labels)
     return Labels(classes=tuple(classes), codes=codes)
 
@@ -128,24 +130,33 @@ def complete_array(name: str, values: ArrayLike) -> NDArray[Any]:
         ['LGG', 'HGG']
     """
     array = _as_array(name, values)
-    each = array
-    if array.dtype.kind == "U" and (array == "nan").any() and not isinstance(values, np.ndarray):
-        # A list of text and NaN has just become text: look at what was there before.
-        each = np.asarray(values, dtype=object)
-    missing = np.flatnonzero(_is_missing(each.ravel()))
+    missing = np.flatnonzero(_is_missing(_as_given(array, values).ravel()))
     if missing.size:
         raise ConfigError(f"{missing.size} {name} are missing, the first at sample {missing[0]}.")
     return array
 
 
+def _as_given(array: NDArray[Any], values: ArrayLike) -> NDArray[Any]:
+    """Give what was there before a list of text and NaN became text."""
+    if array.dtype.kind == "U" and (array == "nan").any() and not isinstance(values, np.ndarray):
+        return np.asarray(values, dtype=object)
+    return array
+
+
 def _is_missing(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Mark what is None or no finite number: `(N,)`."""
+    """Mark what is None or no finite number: as many marks as values, or none at all."""
     if values.dtype == object:
-        marks = [v is None or (isinstance(v, float) and not math.isfinite(v)) for v in values]
-        return np.array(marks, dtype=np.bool_)
+        return np.array([_is_absent(value) for value in values], dtype=np.bool_)
     if values.dtype.kind == "f":
         return np.asarray(~np.isfinite(values), dtype=np.bool_)
-    return np.zeros(0, dtype=np.bool_)
+    return np.zeros(values.shape, dtype=np.bool_)
+
+
+def _is_absent(value: object) -> bool:
+    """Say whether one value is None, pandas' NA or NaT, or no finite number."""
+    if isinstance(value, float | np.floating):
+        return not math.isfinite(value)
+    return value is None or type(value).__name__ in ("NAType", "NaTType")
 
 
 def _as_array(name: str, values: ArrayLike) -> NDArray[Any]:
@@ -163,24 +174,93 @@ def _is_several(label: object) -> bool:
     return isinstance(label, list | tuple | set | frozenset)
 
 
-def _from_lists(labels: Sequence[Any]) -> Labels:
+def _listed_entries(labels: ArrayLike) -> Sequence[Any] | None:
+    """Give one entry per sample where some of them are lists of labels; else None."""
+    entries: Any = labels
+    if isinstance(labels, np.ndarray) and labels.dtype == object and labels.ndim == 1:
+        entries = labels.tolist()
+    if isinstance(entries, list | tuple) and any(map(_is_several, entries)):
+        return entries
+    return None
+
+
+def _is_nested_matrix(entries: Sequence[Any]) -> bool:
+    """Say whether lists are the rows of a table of zeros and ones, not the names of labels.
+
+    Read as names, such rows would repeat a label, or all samples would have both labels there are.
+    """
+    first = entries[0]
+    width = len(first) if isinstance(first, list | tuple) else 0
+    return width > 1 and all(
+        isinstance(row, list | tuple)
+        and len(row) == width
+        and all(isinstance(cell, int | float) and cell in (0, 1) for cell in row)
+        for row in entries
+    )
+
+
+def _from_lists(entries: Sequence[Any], *, unknown: str) -> Labels:
     """Read a list of labels for each sample."""
-    wrong = [number for number, several in enumerate(labels) if not _is_several(several)]
-    if wrong:
-        raise ConfigError(
-            f"{len(wrong)} of {len(labels)} samples have no list of labels, the first is sample "
-            f"{wrong[0]}: {labels[wrong[0]]!r}. Give every sample a list, [] where it has none."
-        )
-    classes = order_labels([label for several in labels for label in several])
+    missing = [
+        _is_absent(several) or (_is_several(several) and any(map(_is_absent, several)))
+        for several in entries
+    ]
+    _check_lists(entries, missing, unknown=unknown)
+    named = [
+        [label for label in several if not _is_absent(label)] if _is_several(several) else []
+        for several in entries
+    ]
+    if len({type(label) for several in named for label in several}) > 1:
+        # As in a list of single labels: 1 and "1" are one class.
+        named = [[str(label) for label in several] for several in named]
+    kept = [several for several, gone in zip(named, missing, strict=True) if not gone]
+    classes = order_labels(
+        [lb for several in (kept if unknown == "drop" else named) for lb in several]
+    )
+    codes = np.zeros(len(entries), dtype=np.int64)
+    if unknown == "drop":
+        codes[missing] = -1
+        named = [[] if gone else several for several, gone in zip(named, missing, strict=True)]
+    elif any(missing):
+        classes = _with_unknown_class(classes)
+        named = [
+            [*several, UNKNOWN_CLASS] if gone else several
+            for several, gone in zip(named, missing, strict=True)
+        ]
     if not classes:
         raise ConfigError("no sample has any label; nothing can be planned.")
     number_of = {label: number for number, label in enumerate(classes)}
-    membership = np.zeros((len(labels), len(classes)), dtype=np.bool_)
-    for sample, several in enumerate(labels):
+    membership = np.zeros((len(entries), len(classes)), dtype=np.bool_)
+    for sample, several in enumerate(named):
         membership[sample, [number_of[label] for label in several]] = True
-    return Labels(
-        classes=tuple(classes), codes=np.zeros(len(labels), np.int64), membership=membership
-    )
+    return Labels(classes=tuple(classes), codes=codes, membership=membership)
+
+
+def _check_lists(entries: Sequence[Any], missing: Sequence[bool], *, unknown: str) -> None:
+    """Refuse samples that have no list of labels, and missing labels unless they have a meaning."""
+    wrong = [
+        number
+        for number, (several, gone) in enumerate(zip(entries, missing, strict=True))
+        if not gone and not _is_several(several)
+    ]
+    if wrong:
+        raise ConfigError(
+            f"{len(wrong)} of {len(entries)} samples have no list of labels, the first is sample "
+            f"{wrong[0]}: {entries[wrong[0]]!r}. Give every sample a list, [] where it has none."
+        )
+    if any(missing) and unknown == "error":
+        first = list(missing).index(True)
+        raise ConfigError(
+            f"{sum(missing)} labels are missing, the first at sample {first}: {entries[first]!r}. "
+            f"Give every sample a list, [] where it has no label, or set unknown: drop or "
+            f"own_class."
+        )
+    for number, several in enumerate(entries):
+        for label in several if _is_several(several) else ():
+            if isinstance(label, list | tuple | set | frozenset | dict | np.ndarray):
+                raise ConfigError(
+                    f"sample {number} has the label {label!r}; a label is text or a number."
+                )
 
 
 def _from_matrix(array: NDArray[Any]) -> Labels:
@@ -199,17 +279,23 @@ def _from_matrix(array: NDArray[Any]) -> Labels:
 
 def _with_unknown(array: NDArray[Any], *, own_class: bool) -> Labels:
     """Read labels of which some are missing: leave those samples out, or make them a class."""
-    missing = np.zeros(len(array), dtype=np.bool_)
-    if array.dtype == object or array.dtype.kind == "f":
-        missing = _is_missing(array)
+    missing = _is_missing(array)
+    if missing.all():
+        raise ConfigError(f"all {len(array)} labels are missing; nothing can be planned.")
     known, classes = class_codes(array[~missing])
-    codes = np.full(len(array), len(classes) if own_class else -1, dtype=np.int64)
+    codes = np.full(len(array), -1, dtype=np.int64)
     codes[~missing] = known
     if own_class and missing.any():
-        if UNKNOWN_CLASS in map(str, classes):
-            raise ConfigError(
-                f"unknown: own_class needs a class {UNKNOWN_CLASS!r} for missing labels, but there "
-                f"is one of that name; use unknown: drop, or rename it."
-            )
-        classes = [*classes, UNKNOWN_CLASS]
+        codes[missing] = len(classes)
+        classes = _with_unknown_class(classes)
     return Labels(classes=tuple(classes), codes=codes)
+
+
+def _with_unknown_class(classes: list[Any]) -> list[Any]:
+    """Add the class of samples without a label."""
+    if UNKNOWN_CLASS in map(str, classes):
+        raise ConfigError(
+            f"unknown: own_class needs a class {UNKNOWN_CLASS!r} for missing labels, but there "
+            f"is one of that name; use unknown: drop, or rename it."
+        )
+    return [*classes, UNKNOWN_CLASS]
