@@ -48,6 +48,7 @@ class SystematicDraws:
         "_batch_size",
         "_bounds",
         "_epochs",
+        "_kept_shifts",
         "_num_samples",
         "_row",
         "_seed",
@@ -75,6 +76,9 @@ class SystematicDraws:
         self._sums = np.cumsum(lengths)
         self._unit = 1 << exponent if exponent >= 0 else 0
         self._epochs: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
+        self._kept_shifts: OrderedDict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = (
+            OrderedDict()
+        )
 
     def shape(self, epoch: int) -> EpochShape:
         """Give the steps and batch sizes of an epoch."""
@@ -135,36 +139,79 @@ class SystematicDraws:
     def _places(self, epoch: int, steps: NDArray[np.int64]) -> NDArray[np.int64]:
         """Give the places, among the draws of an epoch, that some steps deliver."""
         shape = self.shape(epoch)
-        whole = shape.num_steps - 1 if shape.is_short else shape.num_steps
-        long_runs = shape.last_size if shape.is_short else shape.batch_size
-        size = shape.batch_size
-        places = []
-        # Runs that the last batch takes part in are longer by one.
-        for first, runs, length in (
-            (0, long_runs, shape.num_steps),
-            (long_runs * shape.num_steps, size - long_runs, whole),
-        ):
-            here = steps[steps < length]
-            if not runs or not len(here):
-                continue
-            turn = self._permuted(epoch, length, here)
-            shifts = self._shifts(epoch, length, first, runs)
-            starts = first + length * np.arange(runs, dtype=np.int64)
-            places.append((starts[:, None] + (turn[None, :] + shifts[:, None]) % length).ravel())
+        length = shape.num_steps
+        turns = self._turns(epoch, length, steps)
+        long_shifts, short_shifts = self._shifts(epoch)
+        starts = length * np.arange(len(long_shifts), dtype=np.int64)
+        places = [(starts[:, None] + (turns[None, :] + long_shifts[:, None]) % length).ravel()]
+        if len(short_shifts) and length > 1:
+            # The last batch takes no part in these runs: whoever comes after it moves up.
+            is_whole = steps < length - 1
+            last = self._last_turn(epoch, length)
+            turns = turns[is_whole] - (turns[is_whole] > last)
+            runs = np.arange(len(short_shifts), dtype=np.int64)
+            starts = length * len(long_shifts) + (length - 1) * runs
+            shifted = (turns[None, :] + short_shifts[:, None]) % (length - 1)
+            places.append((starts[:, None] + shifted).ravel())
         return np.concatenate(places)
 
-    def _permuted(self, epoch: int, length: int, steps: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Give the keyed place of steps in a run of an epoch."""
-        key = stream_key(self._seed, "systematic steps", epoch, length)
+    def _turns(self, epoch: int, length: int, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Give the keyed turn of steps, `(steps,)`, in every run of an epoch."""
+        key = stream_key(self._seed, "systematic steps", epoch)
         if length > SORTED_STEPS:
             return FeistelPermutation(length, key=key)(steps)
         return shuffled(key, np.arange(length, dtype=np.uint64))[steps]
 
-    def _shifts(self, epoch: int, length: int, first: int, runs: int) -> NDArray[np.int64]:
-        """Give a keyed shift for each run, so that the same samples do not always meet."""
-        key = stream_key(self._seed, "systematic shifts", epoch, first)
-        words = sort_keys(key, np.arange(runs, dtype=np.uint64))
-        return (words % np.uint64(length)).astype(np.int64)
+    def _last_turn(self, epoch: int, length: int) -> int:
+        """Give the turn of an epoch's last step."""
+        return int(self._turns(epoch, length, np.array([length - 1], dtype=np.int64))[0])
+
+    def _shifts(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Give how far each run of an epoch starts from its first turn: long runs, short ones.
+
+        Shifts are keyed, so that the same samples do not always meet, but where a sample lies
+        across two runs the second goes on with batches that its copies in the first did not reach.
+        """
+        known = self._kept_shifts.get(epoch)
+        if known is None:
+            known = self._kept_shifts[epoch] = self._new_shifts(epoch)
+            while len(self._kept_shifts) > CACHED_EPOCHS:
+                self._kept_shifts.popitem(last=False)
+        return known
+
+    def _new_shifts(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Choose the shifts of an epoch."""
+        shape = self.shape(epoch)
+        length, size = shape.num_steps, shape.batch_size
+        num_long = shape.last_size if shape.is_short else size
+        lengths = np.full(size, length, dtype=np.int64)
+        lengths[num_long:] -= 1
+        if length == 1:
+            return np.zeros(num_long, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        copies = self._copies_across(epoch, np.cumsum(lengths) - lengths)
+        words = sort_keys(
+            stream_key(self._seed, "systematic shifts", epoch), np.arange(size, dtype=np.uint64)
+        )
+        # A step back by 1 to copies - 1 batches would meet the sample's copies again.
+        free = np.maximum(1, lengths - np.maximum(1, copies) + 1)
+        chosen = (words % free.astype(np.uint64)).astype(np.int64)
+        jumps = np.where(chosen > 0, chosen + np.maximum(1, copies) - 1, 0)
+        long_shifts = np.cumsum(jumps[:num_long]) % length
+        if num_long == size:
+            return long_shifts, np.zeros(0, dtype=np.int64)
+        # The turn after the one that took the last place of the last long run, among whole batches.
+        last = self._last_turn(epoch, length)
+        turn = -int(long_shifts[-1]) % length
+        turn = (turn + 1) % length if turn == last else turn
+        first = -(turn - (turn > last)) % (length - 1)
+        return long_shifts, (first + np.cumsum(jumps[num_long:])) % (length - 1)
+
+    def _copies_across(self, epoch: int, starts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Count the copies of the sample at each place if it has the place before, too; else 0."""
+        cumulative = self._cumulative(epoch)
+        units = np.searchsorted(cumulative, starts, side="right")
+        first = np.where(units > 0, cumulative[units - 1], 0)
+        return np.where(first < starts, cumulative[units] - first, 0)
 
 
 def exact_weights(weights: Sequence[float] | NDArray[np.float64]) -> tuple[NDArray[np.int64], int]:
