@@ -139,8 +139,9 @@ def test_a_manifest_may_not_say_multi_label_false(shards: ShardSet) -> None:
 def test_a_manifest_whose_classes_hold_the_separator_is_refused(shards: ShardSet) -> None:
     manifest = replace(read_manifest(shards.path), classes=("Effusion|Mass", "Mass", "Nodule"))
     (shards.path / MANIFEST_NAME).write_text(manifest_text(manifest))
-    with pytest.raises(ShardError, match=r"classes name 'Effusion\|Mass'"):
-        open_shards(shards.path)
+    said = r"does not follow the format: classes name 'Effusion\|Mass'"
+    with pytest.raises(ShardError, match=said):
+        read_manifest(shards.path)
 
 
 def test_samples_of_one_finding_each_are_another_data_set_than_samples_of_one_class(
