@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
+from typing import TypeAlias
 
 from streaming_balance.errors import ConfigError
+from streaming_balance.plan.epoch import Balance
 from streaming_balance.plan.keys import check_seed
 from streaming_balance.plan.section import (
     YAML_ENDINGS,
@@ -78,6 +80,10 @@ def load_config(path: str | Path) -> Config:
         return _read_config(document, place)
     except ConfigError as error:
         raise ConfigError(f"{place}: {error}") from error
+
+
+# Every way to say `balance=`.
+BalanceSetting: TypeAlias = Balance | Path | Config | Balancing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,13 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from streaming_balance.config import BalanceSetting
 from streaming_balance.errors import ConfigError
 from streaming_balance.plan.epoch import BalancedPlan
 from streaming_balance.plan.keys import stream_key
 from streaming_balance.plan.strategies import Downsample, Upsample
 from streaming_balance.training.announcement import announce
 from streaming_balance.training.labels import Labels, labels_of, plain_labels
-from streaming_balance.training.planned_sampler import BalanceSetting, worth_saying
+from streaming_balance.training.planned_sampler import worth_saying
 from streaming_balance.training.samplers import BalancedBatchSampler
 from streaming_balance.training.weighted import WEIGHTINGS
 

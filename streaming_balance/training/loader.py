@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from streaming_balance.config import read_settings
+from streaming_balance.config import BalanceSetting, read_settings
 from streaming_balance.errors import ConfigError, ResumeError
 from streaming_balance.plan.epoch import BalancedPlan
-from streaming_balance.plan.strategy import Strategy
 from streaming_balance.storage.labelling import carriers
 from streaming_balance.storage.reader import Verify
 from streaming_balance.storage.shards import ShardSet
@@ -213,7 +212,7 @@ def train_loader(
     shards: ShardSet,
     *,
     global_batch_size: int,
-    balance: str | Mapping[str, Any] | Strategy | None = None,
+    balance: BalanceSetting = None,
     seed: int | None = None,
     split: str = "train",
     rank: int | None = None,
@@ -237,7 +236,8 @@ def train_loader(
         shards: from `open_shards`.
         global_batch_size: samples in a global batch, over all ranks, at least one per rank.
         balance: a strategy's name; a mapping with `name` and options; a `data.balancing` section;
-            the path of a YAML file; a strategy value; None for the natural order.
+            the path of a YAML file, or what `load_config` gave; a strategy value; None for the
+            natural order.
         seed: integer in [0, 2**64 - 1]; None takes `compute.seed` of the YAML file, else 0.
         split: name of a training split.
         rank: data-parallel rank; None looks at torch.distributed, then at `RANK`.

@@ -6,25 +6,20 @@ import logging
 import operator
 import sys
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streaming_balance.config import Config, read_settings
+from streaming_balance.config import BalanceSetting, read_settings
 from streaming_balance.errors import ConfigError, ResumeError
-from streaming_balance.plan.epoch import Balance, BalancedPlan
+from streaming_balance.plan.epoch import BalancedPlan
 from streaming_balance.plan.options import whole_number
-from streaming_balance.plan.section import Balancing
 from streaming_balance.training.announcement import announce, announcement
 from streaming_balance.training.cursors import Place, SamplerPosition
 from streaming_balance.training.environment import find_ranks
 from streaming_balance.training.labels import Labels, Strata, plain_labels, plain_strata
 from streaming_balance.training.state import LoaderState, Position, delivered
-
-# All that `read_settings` takes.
-BalanceSetting: TypeAlias = Balance | Path | Config | Balancing
 
 
 class PlannedSampler:

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from torch.utils.data import Sampler
 from torch.utils.data.distributed import DistributedSampler
 
+from streaming_balance.config import BalanceSetting
 from streaming_balance.training.cursors import BatchCursor, IndexCursor
 from streaming_balance.training.labels import Labels, Strata
-from streaming_balance.training.planned_sampler import BalanceSetting, PlannedSampler
+from streaming_balance.training.planned_sampler import PlannedSampler
 
 
 class BalancedSampler(PlannedSampler, DistributedSampler[int]):

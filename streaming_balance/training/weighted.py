@@ -14,13 +14,12 @@ from typing import Any, SupportsFloat, cast
 import numpy as np
 import torch
 
-from streaming_balance.config import resolve_balance
+from streaming_balance.config import BalanceSetting, resolve_balance
 from streaming_balance.errors import ConfigError
 from streaming_balance.plan.options import is_number, order_labels, whole_number
 from streaming_balance.plan.strategies import ManualWeights
 from streaming_balance.plan.strategy import Strategy
 from streaming_balance.training.labels import Labels, plain_labels
-from streaming_balance.training.planned_sampler import BalanceSetting
 from streaming_balance.training.samplers import BalancedSampler
 
 # Weights by these names are no strategy's name, or another strategy's: ones for every class leave
