@@ -19,14 +19,15 @@ from streaming_balance.plan.members import ClassMembers, ClassTable, fixed_subse
 from streaming_balance.plan.quotas import StepQuotas, apportion, split_totals
 from streaming_balance.plan.rotation import BLOCK_PLACES, Rotation, spacing_for
 from streaming_balance.plan.shape import EpochShape
+from streaming_balance.plan.strata_totals import JointTotals
 from streaming_balance.plan.strategies import Downsample
 from streaming_balance.plan.strategy import Strategy, Target
 from streaming_balance.plan.systematic import SystematicDraws
-from streaming_balance.plan.targets import EpochTargets
+from streaming_balance.plan.targets import EpochTargets, shares_inside
 from streaming_balance.plan.totals import EpochTotals
 from streaming_balance.plan.unit_strategies import ClassesBySamples, RepeatFactor
 from streaming_balance.plan.unit_weights import unit_weights
-from streaming_balance.plan.walked_totals import JointTotals, Totals, WalkedTotals
+from streaming_balance.plan.walked_totals import Totals, WalkedTotals
 from streaming_balance.plan.windows import Windows
 
 CACHED_EPOCHS = 4
@@ -226,17 +227,16 @@ class QuotaDraws:
 
 
 def used_members(table: ClassTable, strategy: Strategy, seed: int) -> tuple[ClassMembers, ...]:
-    """Give the units the strategy uses: all of them, or one fixed subset."""
+    """Give the units the strategy uses: all of them, or one fixed subset with its strata."""
     if not isinstance(strategy, Downsample) or strategy.rotate:
         return table.members
     kept = strategy.resampled(table.sizes)
-    used = list(table.members)
+    used, inside = list(table.members), shares_inside(table, table.members, strategy)
     for number, label in enumerate(table.classes):
         mine = [place for place, owner in enumerate(table.groups) if owner == number]
-        sizes = [table.members[place].size for place in mine]
-        if not any(sizes):
+        if not any(table.members[place].size for place in mine):
             continue
-        counts = apportion([Fraction(size, sum(sizes)) for size in sizes], kept[str(label)])
+        counts = apportion(inside[number], kept[str(label)])
         for place, count in zip(mine, counts.tolist(), strict=True):
             used[place] = fixed_subset(table.members[place], count, seed=seed)
     return tuple(used)
@@ -267,10 +267,10 @@ def make_draws(
     """
     if strategy.draws_units:
         return _by_weight(table, strategy, weights, seed=seed, batch_size=global_batch_size)
-    targets = EpochTargets(table, strategy, global_batch_size=global_batch_size)
+    members = used_members(table, strategy, seed)
+    targets = EpochTargets(table, members, strategy, global_batch_size=global_batch_size)
     if isinstance(strategy, ClassesBySamples):
         return _in_turn(table, strategy, seed=seed, shape=targets.shape(0))
-    members = used_members(table, strategy, seed)
     if strategy.draw == "iid":
         return IndependentDraws(members, num_samples=table.num_samples, seed=seed, targets=targets)
     return QuotaDraws(table, members, strategy=strategy, seed=seed, targets=targets)

@@ -57,6 +57,7 @@ class EpochTotals:
         "_checkpoints",
         "_denominator",
         "_rates",
+        "_recent",
         "_seats",
         "_tie_order",
         "_whole",
@@ -77,6 +78,8 @@ class EpochTotals:
             self._rates = tuple(int(part * self._denominator) for part in fractions)
         self._tie_order = tuple(tie_order)
         self._checkpoints: dict[int, tuple[int, ...]] = {0: tuple(0 for _ in ideal)}
+        # The epoch asked for last: whoever asks for the next one walks.
+        self._recent = (0, self._checkpoints[0])
 
     @property
     def is_constant(self) -> bool:
@@ -113,8 +116,14 @@ class EpochTotals:
 
     def _walk(self, epoch: int) -> tuple[int, ...]:
         """Schedule epoch after epoch from the checkpoint before."""
-        number, rest = divmod(epoch, CHECKPOINT_EPOCHS)
-        return self._advance(self._checkpoint(number), number * CHECKPOINT_EPOCHS, rest)
+        number = epoch // CHECKPOINT_EPOCHS
+        start, taken = self._recent
+        if not number * CHECKPOINT_EPOCHS <= start <= epoch:
+            start, taken = number * CHECKPOINT_EPOCHS, self._checkpoint(number)
+        taken = self._advance(taken, start, epoch - start)
+        # Replaced as a whole: threads may ask at the same time.
+        self._recent = (epoch, taken)
+        return taken
 
     def _checkpoint(self, number: int) -> tuple[int, ...]:
         """Give the seats taken at a checkpoint: known, walked to from near by, or deduced."""

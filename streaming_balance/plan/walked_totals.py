@@ -1,4 +1,4 @@
-"""Epoch totals whose ideals change from epoch to epoch, and totals of strata within classes."""
+"""Epoch totals whose ideals change from epoch to epoch."""
 
 from __future__ import annotations
 
@@ -149,69 +149,3 @@ class _Rows:
         self.whole = np.array([whole for whole, _, _ in found], dtype=np.int64)
         self.fractions = np.array([fractions for _, fractions, _ in found], dtype=np.int64)
         self.seats = [seats for _, _, seats in found]
-
-
-class JointTotals:
-    """Totals of strata: whole classes are scheduled first, then the strata inside each.
-
-    So a class has the floor or the ceiling of its share of an epoch whatever its strata round to.
-
-    Args:
-        labels: totals of whole classes.
-        inside: per class, the exact shares of its strata in it, `(S_c,)` that sum to 1.
-        tie_orders: per class, `(S_c,)` rank of each stratum among equally urgent ones.
-    """
-
-    __slots__ = ("_labels", "_strata")
-
-    def __init__(
-        self,
-        labels: Totals,
-        *,
-        inside: Sequence[Sequence[Fraction]],
-        tie_orders: Sequence[Sequence[int]],
-    ) -> None:
-        self._labels = labels
-        self._strata: list[Totals] = [
-            WalkedTotals(_share_out(labels, number, shares), tie_order=order)
-            if len(shares) > 1
-            else _Only(labels, number)
-            for number, (shares, order) in enumerate(zip(inside, tie_orders, strict=True))
-        ]
-
-    def of(self, epoch: int) -> tuple[int, ...]:
-        """Give the draws per stratum in `epoch`, class after class."""
-        return tuple(draws for strata in self._strata for draws in strata.of(epoch))
-
-    def before(self, epoch: int) -> tuple[int, ...]:
-        """Give the draws per stratum in all epochs before `epoch`, class after class."""
-        return tuple(draws for strata in self._strata for draws in strata.before(epoch))
-
-
-class _Only:
-    """A class with one stratum, or none that is drawn: what the class gets."""
-
-    __slots__ = ("_labels", "_number")
-
-    def __init__(self, labels: Totals, number: int) -> None:
-        self._labels, self._number = labels, number
-
-    def of(self, epoch: int) -> tuple[int, ...]:
-        """Give the class's draws in `epoch`."""
-        return (self._labels.of(epoch)[self._number],)
-
-    def before(self, epoch: int) -> tuple[int, ...]:
-        """Give the class's draws in all epochs before `epoch`."""
-        return (self._labels.before(epoch)[self._number],)
-
-
-def _share_out(
-    labels: Totals, number: int, shares: Sequence[Fraction]
-) -> Callable[[int], list[Fraction]]:
-    """Say how many draws each stratum of a class ideally has in an epoch."""
-
-    def ideal(epoch: int) -> list[Fraction]:
-        draws = labels.of(epoch)[number]
-        return [draws * share for share in shares]
-
-    return ideal
