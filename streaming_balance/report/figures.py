@@ -24,7 +24,7 @@ from streaming_balance.report.style import new_figure, own_style
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INCHES_WIDE = 9.5
+INCHES_WIDE = 10.5
 # Per class in the first two pictures, per row of panels in the third, and around each.
 INCHES_PER_PAIR, INCHES_PER_ROW, INCHES_PER_PANEL, INCHES_AROUND = 0.42, 0.3, 1.45, 0.9
 LEAST_INCHES = 1.0

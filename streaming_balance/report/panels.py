@@ -129,15 +129,13 @@ def draw_grid(
     """Draw a histogram per class."""
     exposure = plan.exposure(epochs, 0)
     counted = "samples" if owners is None else "patients"
-    # Where quotas are not the classes' own (strata), members of a class differ in their chances.
-    by_class = set(map(str, plan.classes)) <= set(samples.classes) and samples.labels.ndim == 1
-    is_fair = by_class and plan.guarantees["fair_exposure"]
+    compare = plan.guarantees["fair_exposure"] and _is_even_within_classes(plan, samples)
     columns = min(PANELS_IN_A_ROW, len(shown))
     rows = -(-len(shown) // columns)
     panels = canvas.subplots(rows, columns, squeeze=False).ravel()
     for panel, number in zip(panels, shown, strict=False):
         times = times_seen(exposure, samples.having(number), owners)
-        _draw_histogram(panel, times, total=int(exposure.sum()), compare=is_fair)
+        _draw_histogram(panel, times, total=int(exposure.sum()), compare=compare)
         said = f"{_counted(len(times), counted)}, {_times(times)}"
         panel.set_title(f"{_class_name(samples, number)}\n{said}", fontsize=SMALL, loc="left")
     for panel in panels[len(shown) :]:
@@ -149,6 +147,13 @@ def draw_grid(
     over = "1 epoch" if epochs == 1 else f"{epochs:,} epochs"
     title = f"How often {counted} are seen in {over}{_left_out(samples, shown)}"
     _head(canvas, title, panels[0])
+
+
+def _is_even_within_classes(plan: BalancedPlan, samples: LabelledSamples) -> bool:
+    """Say whether quotas are the classes' own, so that all members of one have equal chances."""
+    has_strata = any(len(cell) > 1 for cell in plan.strata_quotas(0, 0))
+    by_class = samples.labels.ndim == 1 and set(map(str, plan.classes)) <= set(samples.classes)
+    return by_class and not has_strata
 
 
 def _draw_histogram(panel: Axes, times: NDArray[np.int64], *, total: int, compare: bool) -> None:
@@ -223,9 +228,13 @@ def _counted(number: int, name: str) -> str:
 
 def _times(times: NDArray[np.int64]) -> str:
     """Say how often the members of a class are seen."""
-    return f"{_span(int(times.min()), int(times.max()))} times" if len(times) else "never"
+    if not len(times):
+        return "never"
+    least, most = int(times.min()), int(times.max())
+    # A dash, since this has to fit above a narrow panel.
+    return f"{_span(least, most, dash='–')} {'time' if most == 1 else 'times'}"
 
 
-def _span(least: int, most: int) -> str:
+def _span(least: int, most: int, *, dash: str = " to ") -> str:
     """Write a range of counts."""
-    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    return f"{least:,}" if least == most else f"{least:,}{dash}{most:,}"
