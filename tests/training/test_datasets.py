@@ -112,6 +112,22 @@ def test_targets_are_found_and_carried_on_as_what_they_were(targets: Any) -> Non
     assert [int(label) for label in found] == [LABELS[index] for index in subset.indices]
 
 
+class Column:
+    """What a table library gives: no list, but numpy reads it."""
+
+    def __len__(self) -> int:
+        return len(LABELS)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        return np.array(LABELS, dtype=dtype)
+
+
+def test_a_column_of_a_table_is_carried_on_as_an_array() -> None:
+    subset = downsample_dataset(Unreadable(285), labels=Column())
+    assert isinstance(subset.targets, np.ndarray)
+    assert Counter(subset.targets.tolist()) == {0: 75, 1: 75}
+
+
 def test_a_subset_of_a_subset_is_balanced_by_its_own_targets() -> None:
     half = downsample_dataset(Targeted(LABELS), 0.5)
     equal = downsample_dataset(half)

@@ -381,6 +381,7 @@ def test_frameworks_see_a_distributed_sampler_and_leave_it_alone() -> None:
     assert isinstance(sampler, DistributedSampler)
     assert (sampler.num_replicas, sampler.rank, sampler.epoch, sampler.seed) == (2, 1, 0, 3)
     assert sampler.num_samples == len(sampler)
+    assert sampler.batch_size == BATCH
     assert (sampler.shuffle, sampler.drop_last) == (True, False)
 
 

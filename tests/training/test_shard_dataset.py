@@ -147,6 +147,10 @@ def test_a_transform_of_the_sample_is_applied(small: ShardSet) -> None:
     assert dataset[2]["mean"] == dataset[2]["image"].mean()
 
 
+def test_a_transform_whose_arguments_nobody_can_look_up_is_called(small: ShardSet) -> None:
+    assert ShardDataset(small, "train", transform=dict)[2]["sample"] == 2
+
+
 def test_a_transform_that_wants_a_generator_is_refused_with_the_way_out(small: ShardSet) -> None:
     with pytest.raises(ConfigError, match=r"takes a generator.*train_loader"):
         ShardDataset(small, "train", transform=lambda sample, rng: sample)  # noqa: ARG005
