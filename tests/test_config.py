@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import pickle
 import string
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -511,3 +513,23 @@ def test_any_section_of_plain_values_is_a_balancing_or_a_config_error(section: o
     ):
         with contextlib.suppress(ConfigError):
             parse_balancing(value).to_strategy()
+
+
+def test_what_a_configuration_holds_cannot_be_changed(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "data: {balancing: {weighted_sampler: {manual_weights: {LGG: 2.8, HGG: 1}}, "
+        "strategy: {name: target, shares: {LGG: 0.5, HGG: 0.5}, strata: [label, site]}}}"
+    )
+    balancing = load_config(path).balancing
+    assert balancing is not None
+    sampler, strategy = balancing.weighted_sampler, balancing.strategy
+    assert isinstance(strategy, Mapping)
+    assert isinstance(sampler.manual_weights, Mapping)
+    for frozen_value in (strategy, strategy["shares"], sampler.manual_weights):
+        with pytest.raises(TypeError):
+            frozen_value["LGG"] = 100.0  # type: ignore[index]
+    assert strategy["strata"] == ("label", "site")
+    assert hash(balancing) == hash(load_config(path).balancing)
+    again = pickle.loads(pickle.dumps(balancing))
+    assert again == balancing

@@ -11,6 +11,7 @@ from typing import Any, SupportsIndex, cast
 import numpy as np
 
 from streaming_balance.errors import ConfigError, did_you_mean
+from streaming_balance.plan.frozen import FrozenMapping
 
 LABEL_STRATUM = "label"
 LABEL_SET_STRATUM = "label_set"
@@ -165,7 +166,7 @@ def order_labels(labels: Iterable[Any]) -> list[Any]:
 
 def named_numbers(
     setting: str, values: Mapping[Any, Any] | Sequence[Any] | None, *, zero: bool
-) -> dict[str, float] | tuple[float, ...]:
+) -> FrozenMapping[float] | tuple[float, ...]:
     """Check weights or shares and freeze them: a mapping by label as text, or a tuple.
 
     Args:
@@ -194,7 +195,7 @@ def named_numbers(
         checked[str(label)] = float(value)
     if sum(checked.values()) == 0:
         raise ConfigError(f"{setting} are all 0; at least one class needs a share.")
-    return checked if isinstance(values, Mapping) else tuple(checked.values())
+    return FrozenMapping(checked) if isinstance(values, Mapping) else tuple(checked.values())
 
 
 def matched(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from streaming_balance.errors import ConfigError, did_you_mean
+from streaming_balance.plan.frozen import frozen
 from streaming_balance.plan.options import check_number, listed, named_numbers
 from streaming_balance.plan.strategies import parse_strategy
 from streaming_balance.plan.strategy import Strategy
@@ -133,6 +134,7 @@ class Balancing:
                 parse_strategy(self.strategy)
             except ConfigError as error:
                 raise ConfigError(f"strategy: {error}") from error
+            object.__setattr__(self, "strategy", frozen(self.strategy))
 
     @property
     def is_idle(self) -> bool:

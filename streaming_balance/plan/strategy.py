@@ -13,6 +13,7 @@ from fractions import Fraction
 from typing import Any, ClassVar
 
 from streaming_balance.errors import ConfigError
+from streaming_balance.plan.frozen import plain
 from streaming_balance.plan.options import (
     CHOICES,
     check_choice,
@@ -131,7 +132,7 @@ class Strategy(ABC):
         for field in fields(self):
             value = getattr(self, field.name)
             if value != field.default:
-                chosen[field.name] = _plain(value)
+                chosen[field.name] = plain(value)
         return {"name": self.name, **chosen}
 
     @abstractmethod
@@ -191,10 +192,3 @@ class Strategy(ABC):
                 f"the shares without repeating anybody. Lower num_samples or allow replacement."
             )
         return bounds[scarcest] if wanted is None else wanted
-
-
-def _plain(value: object) -> object:
-    """Give an option as JSON has it."""
-    if isinstance(value, Mapping):
-        return dict(value)
-    return list(value) if isinstance(value, tuple) else value
