@@ -25,7 +25,7 @@ from streaming_balance.plan.steps import PlannedSteps, check_epoch
 from streaming_balance.plan.strategy import Strategy
 from streaming_balance.plan.tables import (
     LabelledSplits,
-    check_patients_known,
+    check_sizes_suffice,
     labels_table,
     named_by_class,
     names_left_out,
@@ -234,7 +234,7 @@ class BalancedPlan(PlannedSteps):
             [2, 2, 2]
         """
         strategy = parse_balance(balance)
-        check_patients_known(strategy, are_known=False)
+        check_sizes_suffice(strategy)
         return cls(
             sized_table(sizes),
             strategy=strategy,

@@ -92,6 +92,13 @@ class ClassMembers:
         wait = (place - shown) % owned_here
         counts[self.samples] += (turns_here - wait + owned_here - 1) // owned_here
 
+    def units_with(self, membership: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Say which labels each unit has in any of its samples: `(n_c, K)` of `(N, K)`."""
+        if self.starts is None or self.samples is None:
+            return membership[self.pick_first(np.arange(self.size, dtype=np.int64))]
+        owned = membership[self.samples]
+        return np.asarray(np.logical_or.reduceat(owned, self.starts[:-1], axis=0), dtype=np.bool_)
+
     def subset(self, units: NDArray[np.int64]) -> ClassMembers:
         """Keep only some units, in ascending order."""
         starts = np.arange(self.size + 1, dtype=np.int64) if self.starts is None else self.starts
@@ -145,8 +152,7 @@ class ClassTable:
     def sizes(self) -> dict[str, int]:
         """Label as text -> number of units, in class order."""
         if self.membership is not None:
-            drawn = self.members[0].pick_first(np.arange(self.members[0].size, dtype=np.int64))
-            counts = self.membership[drawn].sum(axis=0).tolist()
+            counts = self.members[0].units_with(self.membership).sum(axis=0).tolist()
             return dict(zip(map(str, self.classes), counts, strict=True))
         sizes = dict.fromkeys(map(str, self.classes), 0)
         for group, number in zip(self.members, self.groups, strict=True):
@@ -254,7 +260,8 @@ def class_table(
     if patients is not None:
         ids, owner = np.unique(patients, return_inverse=True)
         if by_patient:
-            _check_one_label(cells.codes, owner, ids, cells.shown)
+            present = cells.codes if excluded is None else np.where(excluded, -1, cells.codes)
+            _check_one_label(present, owner, ids, cells.shown, are_strata=cells.strata is not None)
     in_order = bool((cells.codes[1:] >= cells.codes[:-1]).all())
     rows, bounds = _rows_by_group(cells, excluded)
     members = []
@@ -343,8 +350,10 @@ def _check_one_label(
     owner: NDArray[np.intp],
     ids: NDArray[np.str_],
     classes: Sequence[Any],
+    *,
+    are_strata: bool,
 ) -> None:
-    """Refuse a patient with two labels."""
+    """Refuse a patient with two labels, or in two strata of one."""
     lowest = np.full(len(ids), len(classes), dtype=np.int64)
     highest = np.full(len(ids), -1, dtype=np.int64)
     labelled = codes >= 0
@@ -353,9 +362,9 @@ def _check_one_label(
     torn = np.flatnonzero(lowest < highest)
     if torn.size:
         shown = listed(ids[torn[:PATIENTS_SHOWN]].tolist())
-        one = torn[0]
+        one, kind = torn[0], "stratum" if are_strata else "class"
         raise ConfigError(
-            f"{torn.size} patients have samples of more than one class ({shown}; the first has "
+            f"{torn.size} patients have samples of more than one {kind} ({shown}; the first has "
             f"{classes[lowest[one]]!r} and {classes[highest[one]]!r}). Set unit: sample to balance "
             f"samples instead of patients."
         )

@@ -41,5 +41,9 @@ def class_shares(
         lengths = unit_weights(table, strategy, weights)
     group = table.members[0]
     drawn = group.pick_first(np.arange(group.size, dtype=np.int64))
+    if group.starts is not None and group.samples is not None:
+        # The samples of a patient take turns: each stands for a part of it.
+        drawn, owned = group.samples, np.diff(group.starts)
+        lengths[drawn] = np.repeat(1 / owned, owned)
     expected = lengths[drawn] @ table.membership[drawn] / lengths[drawn].sum()
     return dict(zip(table.sizes, expected.tolist(), strict=True))

@@ -161,6 +161,22 @@ def check_patients_known(strategy: Strategy, *, are_known: bool) -> None:
         )
 
 
+def check_sizes_suffice(strategy: Strategy) -> None:
+    """Refuse what only samples can answer, where classes are known by their sizes alone.
+
+    Raises:
+        ConfigError: the strategy asks for patients, strata or one label of several.
+    """
+    check_patients_known(strategy, are_known=False)
+    for option in ("strata", "target_label"):
+        value = getattr(strategy, option)
+        if value is not None:
+            raise ConfigError(
+                f"{strategy.name}: {option} is {value!r}, but classes are known "
+                f"by their sizes alone. Use from_labels or for_shards, or leave {option} out."
+            )
+
+
 def _table(
     labels: Labels,
     columns: Mapping[str, NDArray[np.str_]],
