@@ -41,8 +41,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     Examples:
         >>> did_you_mean("class_balance", ["class_balanced", "power"])
         " Did you mean 'class_balanced'?"
+        >>> did_you_mean("lgg", ["HGG", "LGG"])
+        " Did you mean 'LGG'?"
         >>> did_you_mean("zzz", ["power"])
         ''
     """
-    matches = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
-    return f" Did you mean {matches[0]!r}?" if matches else ""
+    by_folded: dict[str, str] = {}
+    for name in known:
+        by_folded.setdefault(name.casefold(), name)
+    matches = difflib.get_close_matches(str(word).casefold(), list(by_folded), n=1, cutoff=0.6)
+    return f" Did you mean {by_folded[matches[0]]!r}?" if matches else ""
