@@ -62,6 +62,95 @@ def test_class_counts_of_a_batch_are_binomial() -> None:
     assert stats.chisquare(pooled, wanted).pvalue > REJECT
 
 
+def batch_counts(balance: dict[str, object], steps: int) -> NDArray[np.int64]:
+    """Count three classes of sizes 2, 6 and 4 in batches of 5: `(steps, 3)`."""
+    plan = BalancedPlan.from_class_sizes(
+        {"a": 2, "b": 6, "c": 4},
+        global_batch_size=5,
+        balance={"num_samples": 5 * steps // 2, **balance},
+        seed=4,
+    )
+    rows = [plan.quotas(epoch, step) for epoch in (0, 1) for step in range(steps // 2)]
+    return np.array(rows)
+
+
+def multinomial_pvalue(counts: NDArray[np.int64], shares: list[float]) -> float:
+    """Compare how often each combination of counts came with the multinomial's probability."""
+    size = int(counts[0].sum())
+    cells = [(a, b, size - a - b) for a in range(size + 1) for b in range(size + 1 - a)]
+    observed = np.array([(counts == cell).all(axis=1).sum() for cell in cells], dtype=np.float64)
+    expected = len(counts) * stats.multinomial.pmf(cells, size, shares)
+    rare = expected < 10
+    if rare.any():
+        observed = np.r_[observed[~rare], observed[rare].sum()]
+        expected = np.r_[expected[~rare], expected[rare].sum()]
+    return float(stats.chisquare(observed, expected * observed.sum() / expected.sum()).pvalue)
+
+
+@pytest.mark.parametrize(
+    ("balance", "shares"),
+    [
+        ({"name": "class_balanced"}, [1 / 3, 1 / 3, 1 / 3]),
+        ({"name": "instance_balanced"}, [1 / 6, 1 / 2, 1 / 3]),
+        ({"name": "target", "shares": {"a": 0.5, "b": 0.2, "c": 0.3}}, [0.5, 0.2, 0.3]),
+        (
+            {"name": "manual_weights", "weights": {"a": 6, "b": 1, "c": 1}},
+            [12 / 22, 6 / 22, 4 / 22],
+        ),
+    ],
+)
+def test_class_counts_of_a_batch_are_multinomial(
+    balance: dict[str, object], shares: list[float]
+) -> None:
+    assert multinomial_pvalue(batch_counts(balance | {"draw": "iid"}, 4000), shares) > REJECT
+
+
+def test_the_comparison_with_the_multinomial_tells_quotas_and_other_shares_apart() -> None:
+    even = [1 / 3, 1 / 3, 1 / 3]
+    assert multinomial_pvalue(batch_counts({"name": "class_balanced"}, 4000), even) < REJECT
+    other = {"name": "target", "shares": {"a": 0.36, "b": 0.32, "c": 0.32}, "draw": "iid"}
+    assert multinomial_pvalue(batch_counts(other, 4000), even) < REJECT
+
+
+def test_batches_next_to_each_other_are_independent_in_steps_and_in_epochs() -> None:
+    plan = BalancedPlan.from_class_sizes(
+        {"a": 1, "b": 3},
+        global_batch_size=2,
+        balance={"name": "class_balanced", "draw": "iid", "num_samples": 4000},
+    )
+    rare = np.array([[plan.quotas(epoch, step)[0] for step in range(2000)] for epoch in (0, 1)])
+    for first, second in ((rare[:, :-1], rare[:, 1:]), (rare[0], rare[1])):
+        table = np.zeros((3, 3))
+        np.add.at(table, (first.ravel(), second.ravel()), 1)
+        assert stats.chi2_contingency(table).pvalue > REJECT
+
+
+def test_draws_agree_with_torchs_sampler_under_weights_of_three_classes() -> None:
+    labels = np.repeat([0, 1, 2], [4, 10, 26])
+    weights = np.array([5.0, 2.0, 0.5])
+    generator = torch.Generator().manual_seed(1)
+    theirs = list(WeightedRandomSampler(weights[labels].tolist(), 40_000, generator=generator))
+    plan = BalancedPlan.from_labels(
+        labels,
+        global_batch_size=10,
+        balance={
+            "name": "manual_weights",
+            "weights": dict(enumerate(weights.tolist())),
+            "draw": "iid",
+            "num_samples": 20_000,
+        },
+    )
+    ours = delivered(plan, 2)
+    table = np.array([np.bincount(draws, minlength=40) for draws in (ours, theirs)])
+    assert stats.chi2_contingency(table).pvalue > REJECT
+    # Nor do they differ in how often somebody comes twice within a batch.
+    doubled = [
+        sum(len(set(batch)) < 10 for batch in np.asarray(draws).reshape(-1, 10).tolist())
+        for draws in (ours, theirs)
+    ]
+    assert stats.chi2_contingency([doubled, [4000 - n for n in doubled]]).pvalue > REJECT
+
+
 def test_successive_draws_of_a_class_are_independent() -> None:
     # A batch lists a class's draws in the order they were drawn; nobody avoids or follows himself.
     plan = BalancedPlan.from_class_sizes(
