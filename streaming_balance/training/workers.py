@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.reduction import ForkingPickler
+from multiprocessing.util import get_temp_dir
 from typing import Any
 
 import torch
@@ -212,6 +213,9 @@ def _stream(
     # Imported late: it takes a second, and only those who ask for workers need it.
     from torchdata.stateful_dataloader import StatefulDataLoader
 
+    # Tensors travel through sockets in a folder. Made here, it is removed when this process ends;
+    # each worker would make one of its own, and leave it behind when it is ended by a signal.
+    get_temp_dir()
     with warnings.catch_warnings():
         # torchdata 0.11 calls what newer releases of torch would rather not have called.
         warnings.filterwarnings("ignore", "'set_vital' is deprecated", UserWarning)

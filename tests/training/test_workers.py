@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -357,7 +358,9 @@ def loader_of(**options):
 
 
 @pytest.mark.parametrize("way", ["", "raise ValueError"])
-def test_the_interpreter_exits_soon_with_live_workers(small: ShardSet, way: str) -> None:
+def test_the_interpreter_exits_soon_with_live_workers_and_leaves_nothing(
+    small: ShardSet, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = f"""
 iterator = iter(loader_of())
 kept = next(iterator)
@@ -365,9 +368,14 @@ print(*[worker.pid for worker in iterator._loader._engine._stream._workers])
 print(time.time(), flush=True)
 {way}
 """
-    ended = run_python(BEGIN + script, small.path)
+    # Not `tmp_path`: the path of a socket has room for a hundred letters.
+    with tempfile.TemporaryDirectory(prefix="sb-") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        ended = run_python(BEGIN + script, small.path)
+        ended_at = time.time()
+        assert list(Path(folder).iterdir()) == []
     pids, left = ended.stdout.splitlines()
-    assert time.time() - float(left) < 4
+    assert ended_at - float(left) < 4
     assert not [pid for pid in pids.split() if psutil.pid_exists(int(pid))]
     assert "Exception ignored" not in ended.stderr
 
