@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -253,6 +254,49 @@ def test_plan_prints_tables_for_people(call: Call, packed_cohort: Path) -> None:
     assert "an epoch of 3 steps of 8" in answer.out
     assert "a rank's part of a batch: 4 samples" in answer.out
     assert "kept     exact quotas" in answer.out
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_plan_draws_what_it_counts_when_asked(
+    call: Call, packed_cohort: Path, tmp_path: Path, suffix: str
+) -> None:
+    picture = tmp_path / f"plan{suffix}"
+    answer = call("plan", packed_cohort, *BALANCED, "--epochs", 4, "--plot", picture)
+    assert answer.status == 0
+    assert answer.out.endswith(f"picture: {picture}\n")
+    content = picture.read_bytes()
+    assert content.startswith(b"\x89PNG" if suffix == ".png" else b"<?xml")
+    document = call("plan", packed_cohort, *BALANCED, "--plot", picture, "--json").document
+    assert document["plot"] == str(picture)
+    assert "plot" not in call("plan", packed_cohort, *BALANCED, "--json").document
+
+
+def test_the_picture_of_a_plan_shows_the_patients_of_the_split_by_their_classes(
+    call: Call, packed_cohort: Path, tmp_path: Path
+) -> None:
+    picture = tmp_path / "plan.svg"
+    call("plan", packed_cohort, *BALANCED, "--epochs", 10, "--plot", picture)
+    words = re.findall(r">([^<>]+)</text>|>([^<>]+)</tspan>", picture.read_text())
+    said = {first or second for first, second in words}
+    # 19 patients take 3 batches of 8, 12 draws of each class an epoch: 120 over 14 and over 5.
+    assert {"HGG", "LGG", "14 patients, 8–9 times", "5 patients, 24 times"} <= said
+    assert {"14 (73.7%)", "5 (26.3%)", "12 (50.0%)"} <= said
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("plan.jpg", "pictures are written as .png or .svg"),
+        ("missing/plan.png", "there is no folder"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_counted(
+    call: Call, tmp_path: Path, name: str, complaint: str
+) -> None:
+    answer = call("plan", tmp_path / "no data set", *BALANCED, "--plot", tmp_path / name)
+    assert answer.status == 2
+    assert complaint in answer.err
+    assert not any(tmp_path.iterdir())
 
 
 def test_plan_without_a_strategy_shows_the_natural_order(call: Call, packed_cohort: Path) -> None:

@@ -135,6 +135,18 @@ def test_batches_are_drawn_as_planned_beside_those_of_plain_shuffling() -> None:
     assert spans[1][0] < 2 < 3 < spans[1][1]
 
 
+def test_batches_that_differ_are_drawn_in_their_order_and_from_their_epoch() -> None:
+    labels = [0] * 30 + [1] * 20 + [2] * 10
+    plan = BalancedPlan.from_labels(labels, global_batch_size=7, seed=1)
+    for epoch in (0, 3):
+        figure = draw_batch_counts(plan, labels, epoch=epoch)
+        spans = [text.get_text() for axes in figure.axes for text in axes.texts]
+        highest = [int(span.split(" to ")[-1]) for span in spans]
+        most = [max(pair) for pair in zip(highest[:3], highest[3:], strict=True)]
+        planned = [plan.quotas(epoch, step).tolist() for step in range(plan.num_steps(epoch))]
+        assert row_counts(figure, 1, most).tolist() == planned
+
+
 def test_a_pass_of_plain_shuffling_shows_every_sample_once() -> None:
     labels = list(range(20))
     plan = BalancedPlan.from_labels(labels, global_batch_size=4, balance=None)
