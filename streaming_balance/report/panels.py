@@ -57,8 +57,7 @@ def draw_pairs(
         said = [f"{count:,} ({count / total:.1%})" for count in counts[shown].tolist()]
         axes.bar_label(bars, said, padding=3, fontsize=SMALL)
     axes.set_ylim(len(shown) - 0.5, -0.5)
-    # Room on the right for the number at the end of the longest bar.
-    axes.set_xlim(0, 1.22 * max(1.0, axes.dataLim.x1))
+    axes.set_xlim(left=0)
     axes.set_yticks(places, [_class_name(samples, number) for number in shown])
     tick_whole_numbers(axes.xaxis, at_most=8)
     axes.set_xlabel("samples", fontsize=NORMAL)
