@@ -32,8 +32,8 @@ class LabelledSplits(Protocol):
         """Names of the splits that may be balanced."""
         ...
 
-    def labels(self, split: str) -> NDArray[np.int64]:
-        """`(N,)` class number of every sample, or `(N, K)` which labels it has."""
+    def labels(self, split: str) -> NDArray[Any]:
+        """`(N,)` class number of every sample, int64, or `(N, K)` which labels it has."""
         ...
 
     def patients(self, split: str) -> NDArray[np.str_]:
