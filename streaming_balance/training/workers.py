@@ -219,6 +219,9 @@ def _stream(
     with warnings.catch_warnings():
         # torchdata 0.11 calls what newer releases of torch would rather not have called.
         warnings.filterwarnings("ignore", "'set_vital' is deprecated", UserWarning)
+        # Python 3.12 and newer warn of forking beside threads, which may hold locks for ever. A
+        # worker takes none that others hold: its files, memory and threads are made in it.
+        warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
         loader = StatefulDataLoader(
             source,
             sampler=requests,
@@ -231,7 +234,7 @@ def _stream(
             generator=torch.Generator(),
             snapshot_every_n_steps=None,
         )
-    return iter(loader)
+        return iter(loader)
 
 
 def _requests(
