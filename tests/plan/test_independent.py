@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 import torch
@@ -62,7 +64,7 @@ def test_class_counts_of_a_batch_are_binomial() -> None:
     assert stats.chisquare(pooled, wanted).pvalue > REJECT
 
 
-def batch_counts(balance: dict[str, object], steps: int) -> NDArray[np.int64]:
+def batch_counts(balance: Mapping[str, object], steps: int) -> NDArray[np.int64]:
     """Count three classes of sizes 2, 6 and 4 in batches of 5: `(steps, 3)`."""
     plan = BalancedPlan.from_class_sizes(
         {"a": 2, "b": 6, "c": 4},
@@ -100,9 +102,9 @@ def multinomial_pvalue(counts: NDArray[np.int64], shares: list[float]) -> float:
     ],
 )
 def test_class_counts_of_a_batch_are_multinomial(
-    balance: dict[str, object], shares: list[float]
+    balance: Mapping[str, object], shares: list[float]
 ) -> None:
-    assert multinomial_pvalue(batch_counts(balance | {"draw": "iid"}, 4000), shares) > REJECT
+    assert multinomial_pvalue(batch_counts({**balance, "draw": "iid"}, 4000), shares) > REJECT
 
 
 def test_the_comparison_with_the_multinomial_tells_quotas_and_other_shares_apart() -> None:

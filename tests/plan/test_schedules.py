@@ -40,7 +40,7 @@ def plan_of(
 
 def totals_of(plan: BalancedPlan, epoch: int) -> list[int]:
     steps = range(plan.num_steps(epoch))
-    return np.sum([plan.quotas(epoch, step) for step in steps], axis=0).tolist()
+    return [int(total) for total in np.sum([plan.quotas(epoch, step) for step in steps], axis=0)]
 
 
 def times_in_epoch(plan: BalancedPlan, epoch: int) -> NDArray[np.int64]:
