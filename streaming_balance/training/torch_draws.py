@@ -98,8 +98,6 @@ class KeyedDraws(TorchFunctionMode):
         shaped = {name: options[name] for name in options if name not in ("low", "high")}
         shaped.pop("generator", None)
         limits = [*args[1:], *(options[name] for name in ("low", "high") if name in options)]
-        if method == "random_" and len(limits) == 1:
-            limits = [0, *limits]
         empty = torch.empty_like(args[0], **shaped)
         return getattr(empty, method)(*limits, generator=self._generator((empty,), {}))
 
