@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from streaming_balance.plan.epoch import BalancedPlan
 from streaming_balance.report.picture_counts import (
     LabelledSamples,
-    epoch_counts,
     exposure_histogram,
     planned_batches,
     shuffled_batches,
+    times_in_epoch,
     times_seen,
 )
 from streaming_balance.report.style import AFTER, BEFORE, EXPECTED, GUIDE, tick_whole_numbers
@@ -44,17 +44,15 @@ def draw_pairs(
     """Draw a pair of bars per class: in the data set, and delivered."""
     axes = canvas.subplots()
     places = np.arange(len(shown))
-    kinds = ("in the data set", f"delivered in {_named(epoch)}")
-    for kind, colour, offset, counts in zip(
-        kinds,
-        (BEFORE, AFTER),
-        (-0.2, 0.2),
-        epoch_counts(plan, samples, epoch=epoch),
-        strict=True,
+    delivered = times_in_epoch(plan, epoch=epoch)
+    for kind, colour, offset, times in (
+        ("in the data set", BEFORE, -0.2, np.ones_like(delivered)),
+        (f"delivered in {_named(epoch)}", AFTER, 0.2, delivered),
     ):
-        bars = axes.barh(places + offset, counts[shown], 0.38, color=colour, label=kind)
-        total = max(1, int(counts.sum()))
-        said = [f"{count:,} ({count / total:.1%})" for count in counts[shown].tolist()]
+        counts = samples.weigh(times)[shown]
+        bars = axes.barh(places + offset, counts, 0.38, color=colour, label=kind)
+        total = int(times.sum())
+        said = [f"{count:,} ({count / total:.1%})" for count in counts.tolist()]
         axes.bar_label(bars, said, padding=3, fontsize=SMALL)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlim(left=0)

@@ -114,23 +114,15 @@ def _numbered(labels: NDArray[Any], classes: tuple[str, ...]) -> NDArray[Any]:
     return numbers[places]
 
 
-def epoch_counts(
-    plan: BalancedPlan, samples: LabelledSamples, *, epoch: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Count the classes of the data set, and of what an epoch delivers.
-
-    Returns:
-        `(K,)` samples there are, and `(K,)` samples delivered in `epoch`.
+def times_in_epoch(plan: BalancedPlan, *, epoch: int) -> NDArray[np.int64]:
+    """Count how often every sample is delivered in one epoch: `(N,)`.
 
     Examples:
-        >>> labels = ["HGG"] * 6 + ["LGG"] * 2
-        >>> plan = BalancedPlan.from_labels(labels, global_batch_size=4)
-        >>> before, after = epoch_counts(plan, labelled_samples(plan, labels), epoch=0)
-        >>> before.tolist(), after.tolist()
-        ([6, 2], [4, 4])
+        >>> plan = BalancedPlan.from_labels(["HGG"] * 3 + ["LGG"], global_batch_size=6)
+        >>> times_in_epoch(plan, epoch=5).tolist()
+        [1, 1, 1, 3]
     """
-    times = plan.exposure(epoch + 1, 0) - plan.exposure(epoch, 0)
-    return samples.weigh(np.ones_like(times)), samples.weigh(times)
+    return plan.exposure(epoch + 1, 0) - plan.exposure(epoch, 0)
 
 
 def planned_batches(

@@ -242,14 +242,16 @@ def test_no_line_is_drawn_where_the_plan_or_chances_within_a_class_are_others(
 
 
 def test_samples_with_several_findings_count_for_each_of_them() -> None:
-    findings = [["Mass"], ["Mass", "Hernia"], [], ["Mass"]]
-    matrix = np.array([[0, 1], [1, 1], [0, 0], [0, 1]])
+    findings = [["Mass"], ["Mass", "Hernia"], ["Hernia"], ["Mass"]]
+    matrix = np.array([[0, 1], [1, 1], [1, 0], [0, 1]])
     plan = BalancedPlan.from_labels(findings, global_batch_size=2, balance=None)
     for labels, classes in ((findings, None), (matrix, ["Hernia", "Mass"])):
         axes = draw_class_distribution(plan, labels, classes=classes).axes[0]
         assert [text.get_text() for text in axes.get_yticklabels()] == ["Mass", "Hernia"]
-        assert [bar.get_width() for bar in axes.containers[0]] == [3, 1]
-        assert [bar.get_width() for bar in axes.containers[1]] == [3, 1]
+        assert [bar.get_width() for bar in axes.containers[0]] == [3, 2]
+        assert [bar.get_width() for bar in axes.containers[1]] == [3, 2]
+        # Parts of the 4 samples, not of their 5 findings.
+        assert [text.get_text() for text in axes.texts[:2]] == ["3 (75.0%)", "2 (50.0%)"]
         exposure = draw_exposure(plan, labels, classes=classes)
         assert exposure.axes[0].get_title("left") == "Mass\n3 samples, 1 time"
         assert not exposure.axes[0].lines
