@@ -195,6 +195,35 @@ def test_an_audit_credits_both_partners_through_breaks_jumps_and_resumes_on_othe
         loader.close()
 
 
+def test_patients_twice_in_a_batch_and_landings_amid_an_epoch_are_counted_as_often(
+    small: ShardSet,
+) -> None:
+    # 7 LGG of a batch come from 5 patients, so some are there twice.
+    options: dict[str, Any] = {
+        "global_batch_size": 14,
+        "mixing": {"name": "mixup", "probability": 0.5},
+    }
+    with loader_of(small, **options) as loader:
+        assert len(loader) == 1
+        received: Counter[str] = Counter()
+        for batch in epochs(loader, 8):
+            received += credited(batch)
+        audit = audit_run(small, LoaderState.from_dict(loader.state_dict()))
+    assert {name: times for name, times in audit.exposure.items() if times} == dict(received)
+
+    halves = {"name": "mixup", "probability": 0.5}
+    with loader_of(small, mixing=halves) as loader:
+        everything = epochs(loader, 4)
+        state = loader.state_dict()
+    # Written by hand: the run left epoch 0 after a batch and went on amid epoch 2.
+    state["skipped"] = [{"from": [0, 1], "to": [2, 1]}]
+    was_there = [b for b in everything if (b["epoch"], b["step"]) == (0, 0) or b["epoch"] == 3]
+    was_there += [b for b in everything if b["epoch"] == 2 and b["step"] >= 1]
+    total = sum((credited(batch) for batch in was_there), Counter[str]())
+    audit = audit_run(small, LoaderState.from_dict(state))
+    assert {name: times for name, times in audit.exposure.items() if times} == dict(total)
+
+
 def test_an_audit_tells_deliveries_and_partners_apart(small: ShardSet) -> None:
     with loader_of(small) as loader:
         own = Counter(name for batch in epochs(loader, 2) for name in batch["patient"])
@@ -207,6 +236,9 @@ def test_an_audit_tells_deliveries_and_partners_apart(small: ShardSet) -> None:
     for entry in audit.classes.values():
         assert (entry.delivered, entry.as_partner) == (18, 18)
         assert entry.share == 0.5
+    # HGG: 18 over 9 patients, LGG: 18 over 5, each as often a partner.
+    seen = {label: (e.exposure_min, e.exposure_max) for label, e in audit.classes.items()}
+    assert seen == {"HGG": (4, 4), "LGG": (6, 8)}
     # 18 of each class over 9 HGG and 5 LGG patients; partners do not blur what is fair.
     assert spread == {"HGG": 0, "LGG": 1}
 
@@ -327,14 +359,14 @@ def test_mixup_of_stored_integers_is_refused_with_the_way_out(small: ShardSet) -
 
 def test_masks_packed_with_the_images_are_cut_with_them(tmp_path: Path) -> None:
     samples = [
-        Sample(key=s.key, image=s.image, seg=(s.image[0] % 5).astype("uint8"), label=s.label)
+        Sample(key=s.key, image=s.image, seg=(s.image[0] // 100).astype("uint8"), label=s.label)
         for s in cohort(val=0)
     ]
     shards = packed(tmp_path / "cohort", samples)
     with loader_of(shards) as loader:
         for batch in epochs(loader, 1):
-            # Each mask follows from its own image, voxel by voxel, and so it does after mixing.
-            assert torch.equal(batch["seg"].squeeze(1), (batch["image"][:, 0] % 5).byte())
+            # A mask says whose voxels its image has, one by one, and so it does after mixing.
+            assert torch.equal(batch["seg"].squeeze(1), (batch["image"][:, 0] // 100).byte())
 
 
 @pytest.mark.parametrize(

@@ -207,11 +207,13 @@ def test_cutmix_pastes_voxels_of_any_dtype(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("mix", [mixup, cutmix])
-def test_a_voxel_that_several_rows_share_in_memory_is_not_written_through(mix: Mix) -> None:
-    shared = torch.randn(1, 2, 4, 4).expand(5, 2, 4, 4)
-    before = shared.clone()
-    mix(batch_of(image=shared), num_classes=3)
+def test_voxels_that_rows_share_in_memory_are_neither_written_nor_confused(mix: Mix) -> None:
+    # Each row begins one voxel after the one before, as in a sliding window.
+    shared = torch.randn(36).as_strided((5, 2, 4, 4), (1, 16, 4, 1))
+    before = shared.clone().contiguous()
+    mixed = mix(batch_of(image=shared), num_classes=3)
     assert torch.equal(shared, before)
+    assert torch.equal(mixed["image"], mix(batch_of(image=before), num_classes=3)["image"])
 
 
 def test_channels_last_memory_is_mixed_alike_and_kept() -> None:
