@@ -21,11 +21,7 @@ from tests.building import Sample
 from tests.training.cohorts import merged, packed, take
 from tests.training.recipes import FLAT_RECIPES, RECIPES, albumentations_volume, monai_choice
 
-pytestmark = [
-    # Forking beside threads is what the default start method of Linux does before Python 3.14.
-    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 SPACE = (12, 10, 8)
 WAYS: list[dict[str, Any]] = [
     {"num_threads": 1},

@@ -26,11 +26,7 @@ from streaming_balance.training.loader import BalancedLoader, train_loader
 from tests.building import Sample
 from tests.training.cohorts import PROJECT_ROOT, packed, run_python, seen, take, voxels
 
-pytestmark = [
-    # Forking beside threads is what the default start method of Linux does before Python 3.14.
-    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 
 
 def noisy(sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
