@@ -134,6 +134,11 @@ def test_missing_lists_are_an_error_a_class_or_left_out(missing: Any) -> None:
     ]
 
 
+def test_a_label_that_only_dropped_samples_have_is_no_class() -> None:
+    labels: list[Any] = [["Mass"], ["Rare", None], []]
+    assert read_labels(labels, unknown="drop").classes == ("Mass",)
+
+
 def test_samples_without_labels_that_are_dropped_never_come() -> None:
     labels = [None if number % 5 == 0 else several for number, several in enumerate(FINDINGS)]
     gone = [number for number, several in enumerate(labels) if several is None]
