@@ -376,4 +376,5 @@ def _leave_to_parent() -> None:
         engine._stream = None
 
 
-os.register_at_fork(after_in_child=_leave_to_parent)
+if hasattr(os, "register_at_fork"):  # Windows has none, and is told of WSL where data is opened
+    os.register_at_fork(after_in_child=_leave_to_parent)

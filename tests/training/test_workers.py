@@ -107,6 +107,19 @@ def test_batches_of_workers_do_not_change_later(small: ShardSet) -> None:
     assert [seen(batch) for batch, _ in kept] == [was for _, was in kept]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("device", [None, "cuda"])
+def test_batches_of_workers_are_pinned_or_on_the_device(
+    small: ShardSet, device: str | None
+) -> None:
+    with loader_of(small, workers=0) as straight, loader_of(small, device=device) as loader:
+        for expected, batch in zip(straight, loader, strict=True):
+            assert batch["image"].is_pinned() if device is None else batch["image"].is_cuda
+            assert torch.equal(batch["image"].cpu(), expected["image"])
+        assert loader.state_dict() == straight.state_dict()
+
+
 def test_volumes_of_unequal_shapes_come_as_lists_from_workers_too(tmp_path: Path) -> None:
     shapes = [(2, 3, 4, 5), (2, 5, 4, 3), (2, 2, 2, 2)]
     samples = [Sample(key=f"P{n}", image=voxels(n, shapes[n % 3])) for n in range(9)]
