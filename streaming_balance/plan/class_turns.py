@@ -67,6 +67,7 @@ class ClassTurns:
                 hashes=members[number].hashes,
                 spacing=spacing_for(members[number].size, [units_per_class]),
                 sorted_up_to=members[number].sorted_up_to,
+                owners=members[number].owners,
             )
             for number in self._present
         ]

@@ -103,6 +103,7 @@ class QuotaDraws:
                 spacing=spacing_for(max(1, group.size), windows.of(number, group.size)),
                 lead=number * BLOCK_PLACES // len(members),
                 sorted_up_to=group.sorted_up_to,
+                owners=group.owners,
             )
             for number, group in enumerate(members)
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,11 +39,13 @@ class ClassMembers:
     """`(n_c + 1,)` where each unit's samples start; None where every unit is one sample."""
     names: NDArray[np.str_] | None
     """`(n_c,)` patient ids or sample keys; None where sample numbers are the names."""
+    owners: NDArray[np.uint64] | None = None
+    """`(n_c,)` hash of each sample's patient, where patients take turns; else None."""
 
     @property
     def sorted_up_to(self) -> int:
         """The largest class whose passes are sorted whole, so that leaving one out moves none."""
-        numbered = self.samples is None and self.names is None
+        numbered = self.samples is None and self.names is None and self.owners is None
         return NUMBERED_EXACT_LIMIT if numbered else EXACT_LIMIT
 
     def hashes(self) -> NDArray[np.uint64]:
@@ -113,6 +115,7 @@ class ClassMembers:
             samples=np.asarray(samples, dtype=np.int64),
             starts=None if self.starts is None else new_starts,
             names=None if self.names is None else self.names[units],
+            owners=None if self.owners is None else self.owners[units],
         )
 
     def _first_shown(self, units: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -272,6 +275,8 @@ def class_table(
         else:
             member = _grouped(label, rows[first:last], owner if by_patient else None)
         members.append(_named(member, patients if by_patient else keys))
+    if patients is not None and owner is not None and _takes_patients_in_turn(cells.codes, owner):
+        members = [_owned(member, patients) for member in members]
     return ClassTable(
         classes=tuple(classes),
         members=tuple(members),
@@ -334,15 +339,23 @@ def _named(members: ClassMembers, names: NDArray[np.str_] | None) -> ClassMember
     """Attach unit names, which matter only where passes are sorted exactly."""
     if names is None or members.size > EXACT_LIMIT or not members.size:
         return members
-    first = members.pick_first(np.arange(members.size, dtype=np.int64))
-    return ClassMembers(
-        label=members.label,
-        size=members.size,
-        first=members.first,
-        samples=members.samples,
-        starts=members.starts,
-        names=names[first],
+    return replace(members, names=names[members.pick_first(np.arange(members.size))])
+
+
+def _takes_patients_in_turn(codes: NDArray[np.int64], owner: NDArray[np.intp]) -> bool:
+    """Say whether a patient has two labels, so that classes of samples take patients in turn."""
+    lowest, highest = _group_span(codes, owner)
+    return bool((lowest < highest).any())
+
+
+def _owned(members: ClassMembers, patients: NDArray[np.str_]) -> ClassMembers:
+    """Attach patients, who then take turns, where passes are sorted exactly."""
+    if members.size > EXACT_LIMIT or not members.size:
+        return members
+    ids, owner = np.unique(
+        patients[members.pick_first(np.arange(members.size))], return_inverse=True
     )
+    return replace(members, owners=name_hashes(ids)[owner])
 
 
 def _check_one_label(
@@ -354,11 +367,7 @@ def _check_one_label(
     are_strata: bool,
 ) -> None:
     """Refuse a patient with two labels, or in two strata of one."""
-    lowest = np.full(len(ids), len(classes), dtype=np.int64)
-    highest = np.full(len(ids), -1, dtype=np.int64)
-    labelled = codes >= 0
-    np.minimum.at(lowest, owner[labelled], codes[labelled])
-    np.maximum.at(highest, owner[labelled], codes[labelled])
+    lowest, highest = _group_span(codes, owner)
     torn = np.flatnonzero(lowest < highest)
     if torn.size:
         shown = listed(ids[torn[:PATIENTS_SHOWN]].tolist())
@@ -368,6 +377,18 @@ def _check_one_label(
             f"{classes[lowest[one]]!r} and {classes[highest[one]]!r}). Set unit: sample to balance "
             f"samples instead of patients."
         )
+
+
+def _group_span(
+    codes: NDArray[np.int64], owner: NDArray[np.intp]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Give the lowest and the highest group of each patient; no group lies above any."""
+    highest = np.full(int(owner.max(initial=-1)) + 1, -1, dtype=np.int64)
+    lowest = np.full(len(highest), np.iinfo(np.int64).max)
+    labelled = codes >= 0
+    np.minimum.at(lowest, owner[labelled], codes[labelled])
+    np.maximum.at(highest, owner[labelled], codes[labelled])
+    return lowest, highest
 
 
 def _table_digest(

@@ -29,6 +29,8 @@ _SHIFT_31 = np.array(31, dtype=np.uint64)
 # Leaves room to add a row or a column number to a scrambled word.
 _ROOM = np.array(1, dtype=np.uint64)
 _WORD = 2**64 - 1
+_PHASE_BITS = np.uint64(40)
+_PHASE_SHIFT = np.uint64(24)
 
 
 def mix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -87,6 +89,42 @@ def shuffled(key: int, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
         [0, 1, 2, 3]
     """
     return order_of(sort_keys(key, hashes))
+
+
+def spread(key: int, hashes: NDArray[np.uint64], owners: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Shuffle the members so that those of one owner stand far apart.
+
+    An owner of m members gets a keyed phase in the first m-th of the order, and its members, in
+    keyed order, stand an m-th apart from there. Nobody's place depends on other owners' members
+    but for being before or after them.
+
+    Args:
+        key: 128-bit stream key.
+        hashes: `(n,)` member hashes, n <= 2**20.
+        owners: `(n,)` hash of each member's owner.
+
+    Returns:
+        `(n,)` a permutation of 0..n-1; place p holds member `result[p]`.
+
+    Examples:
+        >>> owners = np.array([7, 7, 7, 7, 1, 2, 3, 4], dtype=np.uint64)
+        >>> order = spread(5, np.arange(8, dtype=np.uint64), owners)
+        >>> places = np.flatnonzero(order < 4)
+        >>> int(np.diff(places).min()) > 1, sorted(order.tolist()) == list(range(8))
+        (True, True)
+    """
+    keys = sort_keys(key, hashes)
+    by_owner = np.lexsort((keys, owners))
+    held = owners[by_owner]
+    starts = np.flatnonzero(np.concatenate([[True], held[1:] != held[:-1]]))
+    counts = np.diff(np.append(starts, len(held)))
+    rank = np.arange(len(held)) - np.repeat(starts, counts)
+    # Ranks take 20 bits and phases 40: in whole numbers the order is the same on every machine.
+    phase = np.repeat(sort_keys(key, held[starts]) >> _PHASE_SHIFT, counts)
+    places = ((rank.astype(np.uint64) << _PHASE_BITS) + phase) // np.repeat(counts, counts).astype(
+        np.uint64
+    )
+    return by_owner[np.lexsort((keys[by_owner], places))].astype(np.int64)
 
 
 def order_of(keys: NDArray[np.uint64]) -> NDArray[np.int64]:

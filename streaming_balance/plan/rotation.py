@@ -29,6 +29,7 @@ from streaming_balance.plan.permutation import (
     FeistelPermutation,
     shuffled,
     sort_keys,
+    spread,
 )
 
 # A seam is repaired member by member; longer windows use groups, which cost nothing.
@@ -91,6 +92,7 @@ class Rotation:
         lead: by how many places blocks start early, in [0, BLOCK_PLACES): classes that differ in
             it seldom compute theirs in the same step. The turns do not depend on it.
         sorted_up_to: largest size whose passes are sorted whole; above, places are computed.
+        owners: `(n,)` hash of each member's patient where patients take turns, or None.
     """
 
     __slots__ = (
@@ -101,6 +103,7 @@ class Rotation:
         "_lead",
         "_networks",
         "_next",
+        "_owners",
         "_seed",
         "_sorts",
         "size",
@@ -117,10 +120,11 @@ class Rotation:
         spacing: Spacing,
         lead: int = 0,
         sorted_up_to: int = EXACT_LIMIT,
+        owners: NDArray[np.uint64] | None = None,
     ) -> None:
         self.size, self.spacing = size, spacing
         self._seed, self._label = seed, label
-        self._hashes_of, self._lead = hashes, lead
+        self._hashes_of, self._lead, self._owners = hashes, lead, owners
         self._sorts = size <= sorted_up_to
         # The place after the last one given: whoever asks for it walks, and gets blocks.
         self._next = (0, 0)
@@ -236,10 +240,14 @@ class Rotation:
         key = self._pass_key(pass_number)
         group = self.spacing.group
         if group >= self.size or not pass_number:
-            return shuffled(key, hashes)
-        seats = shuffled(self._pass_key(0), hashes)
+            return self._shuffled(key, hashes)
+        seats = self._shuffled(self._pass_key(0), hashes)
         groups = np.arange(self.size) // group
         return seats[np.lexsort((sort_keys(key, hashes[seats]), groups))]
+
+    def _shuffled(self, key: int, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Shuffle all members; where patients take turns, those of a patient far apart."""
+        return shuffled(key, hashes) if self._owners is None else spread(key, hashes, self._owners)
 
     def _distant(self, pass_number: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Permute single places of a class too large to sort."""
