@@ -261,6 +261,15 @@ def test_equal_weights_show_everybody_once_an_epoch_in_an_order_that_changes() -
     assert len(together) > 20
 
 
+def test_an_epoch_is_no_rotation_of_the_one_before() -> None:
+    plan = weighted(np.ones(64), batch=1)
+    first, second = (np.concatenate(batches_of(plan, epoch)) for epoch in (0, 1))
+    # Who followed whom: hardly anybody is followed by the same one again.
+    followed = {(a, b) for a, b in zip(first, np.roll(first, -1), strict=True)}
+    again = {(a, b) for a, b in zip(second, np.roll(second, -1), strict=True)}
+    assert len(followed & again) < 10
+
+
 def test_weights_of_different_epochs_and_seeds_round_differently() -> None:
     weights = np.linspace(0.5, 1.5, 30)
     drawn = {
@@ -285,7 +294,7 @@ def test_very_many_steps_are_permuted_without_sorting(monkeypatch: pytest.Monkey
 
 @given(
     lengths=st.lists(st.integers(0, 2**46), min_size=1, max_size=50).filter(any),
-    marks=st.integers(1, 2**40),
+    marks=st.one_of(st.integers(1, 2**40), st.integers(2**50, 2**55)),
     start=st.floats(0, 1, exclude_max=True),
     stretch=st.integers(1, 60),
 )
@@ -433,6 +442,11 @@ def test_repeats_that_cannot_be_are_refused_with_the_way_out(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         repeated(BRATS, **options)
+
+
+def test_weights_of_nothing_are_refused_before_there_are_samples() -> None:
+    with pytest.raises(ConfigError, match="all weights are 0; nothing could be drawn"):
+        SampleWeights(weights=np.zeros(3))
 
 
 def test_weighted_draws_promise_neither_quotas_nor_fairness() -> None:
