@@ -24,7 +24,7 @@ from streaming_balance.training.mixing import BatchMixer
 from streaming_balance.training.readahead import ReadAhead
 from streaming_balance.training.state import Position
 from streaming_balance.training.threads import ReaderThreads
-from streaming_balance.training.torch_draws import compute_on_one_thread
+from streaming_balance.training.torch_draws import one_thread_each
 from streaming_balance.training.transforms import KeyedTransform
 from streaming_balance.training.turns import Turn
 from streaming_balance.training.workers import BatchSource, WorkerEngine
@@ -251,7 +251,7 @@ class _Engine:
         self._reader = loader._shards.reader(loader._split, verify=how.verify)
         # Reads under way end well; without this a loader that nobody closes leaves files open.
         weakref.finalize(self, _close_reader, self._reader, self.process)
-        prepare = None if how.transform is None else compute_on_one_thread
+        prepare = None if how.transform is None else one_thread_each()
         self._threads = ReaderThreads(how.num_threads, prepare=prepare)
         self.pool = BufferPool(
             keep_bytes=2 * how.prefetch_bytes + DEFAULT_PREFETCH_BYTES,

@@ -134,18 +134,33 @@ def _default_device() -> torch.device:
     return torch.get_default_device()
 
 
-def compute_on_one_thread() -> None:
-    """Let torch compute on one thread whenever the calling thread asks it to.
+_counting = threading.Lock()
+
+
+def one_thread_each() -> Callable[[], None]:
+    """Give what lets torch compute on one thread whenever the thread that called it asks it to.
 
     A sum over a large tensor is cut into as many parts as there are threads, and another cut gives
     other last digits: a transform's result would depend on the machine, and on whether it runs in a
     thread or in a worker process, which torch gives one thread. Samples are worked on side by side
     anyway.
+
+    Returns:
+        To be called once, in each thread, before anything of torch.
     """
-    others = torch.get_num_threads()
-    torch.set_num_threads(1)
-    # The call above set this thread's number, and also the one that threads begin with later. A
-    # thread that ends at once puts the latter back.
-    restoring = threading.Thread(target=torch.set_num_threads, args=(others,))
-    restoring.start()
-    restoring.join()
+    # A thread takes its number when it first asks. The one that builds the threads does so now, or
+    # it might ask while the number below stands.
+    torch.get_num_threads()
+    return _compute_on_one_thread
+
+
+def _compute_on_one_thread() -> None:
+    """Set the number of the calling thread, and of no other."""
+    with _counting:
+        others = torch.get_num_threads()
+        torch.set_num_threads(1)
+        # The call above also set the number that threads begin with later. A thread that ends at
+        # once puts that one back.
+        restoring = threading.Thread(target=torch.set_num_threads, args=(others,))
+        restoring.start()
+        restoring.join()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from streaming_balance.training.torch_draws import KeyedDraws, current_draws
+from streaming_balance.training.torch_draws import KeyedDraws, current_draws, one_thread_each
 
 SHAPE = torch.zeros(3, 4)
 DRAWS: dict[str, Callable[[], torch.Tensor]] = {
@@ -118,3 +118,37 @@ def test_an_error_inside_leaves_no_key_behind() -> None:
     first = torch.rand(1)
     torch.manual_seed(6)
     assert torch.equal(torch.rand(1), first)
+
+
+def test_threads_that_settle_on_one_thread_at_once_leave_others_their_number() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for _ in range(20):
+            settle, together = one_thread_each(), threading.Barrier(8)
+            inside: list[int] = []
+
+            def work(
+                settle: Callable[[], None] = settle,
+                together: threading.Barrier = together,
+                inside: list[int] = inside,
+            ) -> None:
+                together.wait()
+                settle()
+                inside.append(torch.get_num_threads())
+
+            threads = [threading.Thread(target=work) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            found: list[int] = []
+            later = threading.Thread(
+                target=lambda found=found: found.append(torch.get_num_threads())
+            )  # type: ignore[misc]
+            later.start()
+            later.join()
+            assert inside == [1] * 8
+            assert (found, torch.get_num_threads()) == ([3], 3)
+    finally:
+        torch.set_num_threads(before)
