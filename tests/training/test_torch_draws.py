@@ -145,7 +145,7 @@ def test_threads_that_settle_on_one_thread_at_once_leave_others_their_number() -
             found: list[int] = []
             later = threading.Thread(
                 target=lambda found=found: found.append(torch.get_num_threads())
-            )  # type: ignore[misc]
+            )
             later.start()
             later.join()
             assert inside == [1] * 8
