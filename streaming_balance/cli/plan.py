@@ -175,6 +175,11 @@ def _print_tables(summary: PlanSummary) -> None:
     )
     if summary.rank_batch is not None:
         print(f"a rank's part of a batch: {_span(*summary.rank_batch)} samples")
+    if summary.twins.twins:
+        print(
+            f"a patient comes more than once in {summary.twins.batches_with_twins:,} of "
+            f"{summary.twins.batches:,} batches: {summary.twins.twins:,} samples"
+        )
     for promise, kept in summary.guarantees.items():
         print(f"{'kept    ' if kept else 'not kept'} {promise.replace('_', ' ')}")
     for warning in summary.warnings:

@@ -91,7 +91,12 @@ def shuffled(key: int, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
     return order_of(sort_keys(key, hashes))
 
 
-def spread(key: int, hashes: NDArray[np.uint64], owners: NDArray[np.uint64]) -> NDArray[np.int64]:
+def spread(
+    key: int,
+    hashes: NDArray[np.uint64],
+    owners: NDArray[np.uint64],
+    groups: NDArray[np.int64] | None = None,
+) -> NDArray[np.int64]:
     """Shuffle the members so that those of one owner stand far apart.
 
     An owner of m members gets a keyed phase in the first m-th of the order, and its members, in
@@ -102,6 +107,7 @@ def spread(key: int, hashes: NDArray[np.uint64], owners: NDArray[np.uint64]) -> 
         key: 128-bit stream key.
         hashes: `(n,)` member hashes, n <= 2**20.
         owners: `(n,)` hash of each member's owner.
+        groups: `(n,)` ascending numbers: members change places inside their group only.
 
     Returns:
         `(n,)` a permutation of 0..n-1; place p holds member `result[p]`.
@@ -114,17 +120,18 @@ def spread(key: int, hashes: NDArray[np.uint64], owners: NDArray[np.uint64]) -> 
         (True, True)
     """
     keys = sort_keys(key, hashes)
-    by_owner = np.lexsort((keys, owners))
-    held = owners[by_owner]
-    starts = np.flatnonzero(np.concatenate([[True], held[1:] != held[:-1]]))
+    apart = np.zeros(len(hashes), dtype=np.int64) if groups is None else groups
+    by_owner = np.lexsort((keys, owners, apart))
+    held, within = owners[by_owner], apart[by_owner]
+    changes = (held[1:] != held[:-1]) | (within[1:] != within[:-1])
+    starts = np.flatnonzero(np.concatenate([[True], changes]))
     counts = np.diff(np.append(starts, len(held)))
     rank = np.arange(len(held)) - np.repeat(starts, counts)
     # Ranks take 20 bits and phases 40: in whole numbers the order is the same on every machine.
     phase = np.repeat(sort_keys(key, held[starts]) >> _PHASE_SHIFT, counts)
-    places = ((rank.astype(np.uint64) << _PHASE_BITS) + phase) // np.repeat(counts, counts).astype(
-        np.uint64
-    )
-    return by_owner[np.lexsort((keys[by_owner], places))].astype(np.int64)
+    parts = np.repeat(counts, counts).astype(np.uint64)
+    places = ((rank.astype(np.uint64) << _PHASE_BITS) + phase) // parts
+    return by_owner[np.lexsort((keys[by_owner], places, within))].astype(np.int64)
 
 
 def order_of(keys: NDArray[np.uint64]) -> NDArray[np.int64]:

@@ -243,6 +243,8 @@ class Rotation:
             return self._shuffled(key, hashes)
         seats = self._shuffled(self._pass_key(0), hashes)
         groups = np.arange(self.size) // group
+        if self._owners is not None:
+            return seats[spread(key, hashes[seats], self._owners[seats], groups)]
         return seats[np.lexsort((sort_keys(key, hashes[seats]), groups))]
 
     def _shuffled(self, key: int, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:

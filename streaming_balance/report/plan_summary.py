@@ -51,6 +51,18 @@ class ClassSummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TwinSummary:
+    """Samples of one patient that meet in a global batch of the first epoch."""
+
+    batches: int
+    """Global batches looked at, from the first on."""
+    batches_with_twins: int
+    """Those in which some patient comes more than once."""
+    twins: int
+    """Samples in them beyond the first one of their patient, of whatever class."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanSummary:
     """A plan over a split of a data set."""
 
@@ -70,6 +82,8 @@ class PlanSummary:
     """Samples by split and label, over the whole data set."""
     guarantees: Mapping[str, bool]
     """Which promises the plan keeps."""
+    twins: TwinSummary
+    """How often a patient meets itself in a batch."""
     warnings: tuple[str, ...]
     """What works as asked and is probably not meant."""
     digest: str
@@ -125,6 +139,7 @@ def summarise_plan(
         classes=classes,
         splits={name: class_counts(shards, name) for name in shards.splits},
         guarantees=dict(plan.guarantees),
+        twins=count_twins(plan, patients),
         warnings=plan.warnings,
         digest=plan.digest,
     )
@@ -148,6 +163,30 @@ def patient_exposure(patients: NDArray[np.str_], exposure: NDArray[np.int64]) ->
     totals = np.zeros(len(names), dtype=np.int64)
     np.add.at(totals, owners, exposure)
     return dict(zip(names.tolist(), totals.tolist(), strict=True))
+
+
+def count_twins(plan: BalancedPlan, patients: NDArray[np.str_]) -> TwinSummary:
+    """Count how often samples of one patient meet in a global batch of the first epoch.
+
+    Args:
+        plan: the plan.
+        patients: `(N,)` patient of every sample number.
+
+    Returns:
+        Counts over the first batches.
+
+    Examples:
+        >>> plan = BalancedPlan.from_labels([0, 0, 0, 0], balance="none", global_batch_size=2)
+        >>> count_twins(plan, np.array(["P1", "P1", "P1", "P1"])).twins
+        2
+    """
+    steps = min(plan.num_steps(0), STEPS_COUNTED)
+    owners = np.unique(patients, return_inverse=True)[1]
+    extra = [
+        len(batch) - len(np.unique(owners[batch]))
+        for batch in (plan.batch(0, step) for step in range(steps))
+    ]
+    return TwinSummary(batches=steps, batches_with_twins=sum(map(bool, extra)), twins=sum(extra))
 
 
 def class_counts(shards: ShardSet, split: str) -> dict[str, int]:
