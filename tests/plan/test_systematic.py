@@ -459,7 +459,7 @@ def test_weighted_draws_promise_neither_quotas_nor_fairness() -> None:
 
 
 def test_priors_of_weighted_draws_are_those_of_the_weights() -> None:
-    plan = weighted([1.0, 1.0, 2.0, 4.0], labels=["a", "a", "a", "b"], batch=2)
-    assert plan.shares == {"a": 0.5, "b": 0.5}
-    assert plan.prior_shift() == {"a": 1.5, "b": 0.5}
-    assert plan.logit_adjustment()["a"] == pytest.approx(math.log(0.5), rel=RTOL)
+    plan = weighted([1.0, 1.0, 2.0, 12.0], labels=["a", "a", "a", "b"], batch=2)
+    assert plan.shares == {"a": 0.25, "b": 0.75}
+    assert plan.prior_shift() == {"a": 3.0, "b": 1 / 3}
+    assert plan.logit_adjustment()["a"] == pytest.approx(math.log(0.25), rel=RTOL)
