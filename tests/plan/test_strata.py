@@ -401,6 +401,27 @@ def test_excluded_samples_leave_their_stratum() -> None:
     assert abs(int(exposure[lgg_south].sum()) - int(exposure.sum()) / 3) < 1
 
 
+class Torn(Rows):
+    """Two of whose samples are one patient's, in two strata."""
+
+    def patients(self, split: str) -> NDArray[np.str_]:
+        names = super().patients(split).copy()
+        names[MIXED.index(("HGG", "south"))] = names[MIXED.index(("HGG", "north"))]
+        return names
+
+
+def test_leaving_out_the_sample_in_the_wrong_stratum_mends_its_patient() -> None:
+    keys = [f"k{number:03}" for number in range(len(MIXED))]
+    balance = {**BALANCED, "strata": ["label", "site"]}
+    with pytest.raises(ConfigError, match="1 patients have samples of more than one stratum"):
+        BalancedPlan.for_shards(Torn(MIXED, keys), balance=balance, global_batch_size=6)
+    wrong = keys[MIXED.index(("HGG", "south"))]
+    plan = BalancedPlan.for_shards(
+        Torn(MIXED, keys), balance=balance, global_batch_size=6, exclude=[wrong]
+    )
+    assert plan.sizes["HGG"] == 90
+
+
 def packed(folder: Path) -> list[Sample]:
     """Pack 24 samples of two sites."""
     samples = [
