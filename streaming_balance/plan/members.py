@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +14,7 @@ from streaming_balance.plan.cells import Cells
 from streaming_balance.plan.keys import name_hashes, stream_key
 from streaming_balance.plan.options import listed
 from streaming_balance.plan.permutation import EXACT_LIMIT, mix64, sort_keys
+from streaming_balance.plan.table_digest import plain_digest, table_digest
 
 PATIENTS_SHOWN = 5
 # Numbers that nobody can leave out need no order that survives it: above this a place is cheaper
@@ -230,7 +229,7 @@ def sized_table(sizes: Mapping[Any, int]) -> ClassTable:
         num_samples=first,
         by_patient=False,
         one_sample_each=True,
-        digest=_digest({str(label): int(size) for label, size in sizes.items()}),
+        digest=plain_digest({str(label): int(size) for label, size in sizes.items()}),
     )
 
 
@@ -284,7 +283,7 @@ def class_table(
         num_samples=len(codes),
         by_patient=by_patient,
         one_sample_each=owner is None or len(ids) == len(codes),
-        digest=_table_digest(cells, classes, patients, keys, excluded),
+        digest=table_digest(cells, classes, patients, keys, excluded),
         strata=cells.strata,
         membership=cells.membership,
     )
@@ -389,40 +388,3 @@ def _group_span(
     np.minimum.at(lowest, owner[labelled], codes[labelled])
     np.maximum.at(highest, owner[labelled], codes[labelled])
     return lowest, highest
-
-
-def _table_digest(
-    cells: Cells,
-    classes: Sequence[Any],
-    patients: NDArray[np.str_] | None,
-    keys: NDArray[np.str_] | None,
-    excluded: NDArray[np.bool_] | None,
-) -> str:
-    """Hash the table: class names and codes, strata, patients, keys, exclusions."""
-    membership = cells.membership
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(_digest([str(label) for label in classes]).encode())
-    # The codes of a hundred million samples are hashed where they lie.
-    _add_part(digest, np.ascontiguousarray(cells.codes, dtype="<i8").view(np.uint8).data)
-    for names in (patients, keys):
-        if names is not None:
-            _add_part(digest, json.dumps(names.tolist()).encode())
-    if excluded is not None:
-        _add_part(digest, np.packbits(excluded).tobytes())
-    if cells.strata is not None:
-        _add_part(digest, json.dumps(cells.keys).encode())
-    if membership is not None:
-        _add_part(digest, np.packbits(membership).tobytes())
-    return digest.hexdigest()
-
-
-def _add_part(digest: hashlib.blake2b, payload: bytes | memoryview) -> None:
-    """Hash a part and its length, so that no two tables read alike."""
-    digest.update(len(payload).to_bytes(8, "little"))
-    digest.update(payload)
-
-
-def _digest(value: object) -> str:
-    """Hash a plain value through its canonical JSON."""
-    text = json.dumps(value, sort_keys=False, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
