@@ -229,7 +229,7 @@ def _array(labels: ArrayLike | Tensor) -> ArrayLike:
 
 def _checked_weights(
     weights: ManualWeights,
-) -> dict[str, float] | tuple[float, ...] | None:
+) -> Mapping[str, float] | tuple[float, ...] | None:
     """Check manual weights; tensors and arrays are taken for lists."""
     if weights is None:
         return None

@@ -47,7 +47,7 @@ class PlannedLoader(ABC):
         self._shards, self._split, self._delivery, self._seed = shards, split, delivery, seed
         self._position = Position(0, 0)
         self._mixer: BatchMixer | None = None
-        self._engine: _Engine | WorkerEngine | None = None
+        self._engine: ThreadEngine | WorkerEngine | None = None
         self._live: weakref.ref[_LoaderIterator] | None = None
         self._turn = Turn()
         self._closed = False
@@ -190,10 +190,10 @@ class PlannedLoader(ABC):
         if self._closed:
             raise BalanceError("this loader is closed; build a new one.")
 
-    def _running_engine(self) -> _Engine | WorkerEngine:
+    def _running_engine(self) -> ThreadEngine | WorkerEngine:
         """Give the machinery of this process, started on first use and anew after a fork."""
         if self._engine is None or self._engine.process != os.getpid():
-            self._engine = _worker_engine(self) if self._delivery.workers else _Engine(self)
+            self._engine = _worker_engine(self) if self._delivery.workers else ThreadEngine(self)
         return self._engine
 
     def _shut_engine(self) -> None:
@@ -242,7 +242,7 @@ class _LoaderIterator:
         return batch
 
 
-class _Engine:
+class ThreadEngine:
     """Threads, files and buffers of one process. Never touched by another one."""
 
     def __init__(self, loader: PlannedLoader) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from streaming_balance.errors import ConfigError
+from streaming_balance.plan.frozen import FrozenMapping
 from streaming_balance.plan.options import (
     check_number,
     exact_decimal,
@@ -102,7 +103,7 @@ def test_labels_that_are_numbers_come_in_their_order_and_others_as_text() -> Non
 
 def test_weights_keep_their_kind_and_shares_may_be_zero() -> None:
     assert named_numbers("w", [1, 2.5], zero=False) == (1.0, 2.5)
-    assert named_numbers("w", {0: 1, "b": 0}, zero=True) == {"0": 1.0, "b": 0.0}
+    assert named_numbers("w", {0: 1, "b": 0}, zero=True) == FrozenMapping({"0": 1.0, "b": 0.0})
     with pytest.raises(ConfigError, match=r"w gives class 1 -1; use numbers >= 0"):
         named_numbers("w", [0, -1], zero=True)
 

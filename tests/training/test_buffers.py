@@ -15,6 +15,7 @@ import torch
 
 from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.buffers import BufferPool
+from streaming_balance.training.iteration import ThreadEngine
 from streaming_balance.training.loader import train_loader
 from tests.training.cohorts import as_float, cohort
 
@@ -236,7 +237,7 @@ def test_a_loop_that_keeps_nothing_stops_allocating(small: ShardSet, num_threads
             for _ in range(10):
                 for _ in loader:
                     pass
-            assert loader._engine is not None
+            assert isinstance(loader._engine, ThreadEngine)
             warm = loader._engine.pool.fresh_bytes
             for _ in range(40):
                 for _ in loader:

@@ -14,6 +14,7 @@ import torch
 from streaming_balance.errors import BalanceError, ConfigError, ResumeError
 from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.evaluation import EvalLoader, eval_loader
+from streaming_balance.training.iteration import ThreadEngine
 from tests.building import Sample, by_key
 from tests.training.cohorts import as_float, cohort, packed, take
 
@@ -207,7 +208,7 @@ def test_no_rank_reads_ahead_into_the_next_pass(small: ShardSet) -> None:
     with evaluator(small, 7) as loader:
         iterator = iter(loader)
         next(iterator)
-        assert loader._engine is not None
+        assert isinstance(loader._engine, ThreadEngine)
         assert not loader._engine.ahead._pending
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from streaming_balance.storage.shards import ShardSet
+from streaming_balance.training.iteration import ThreadEngine
 from streaming_balance.training.loader import BalancedLoader, train_loader
 from tests.training.cohorts import merged, take
 
@@ -101,7 +102,7 @@ def test_the_state_counts_what_was_received_not_what_was_read_ahead(small: Shard
     (loader,) = ranks_of(small, "class_balanced", 1)
     with loader:
         for number, _ in enumerate(loader):
-            assert loader._engine is not None
+            assert isinstance(loader._engine, ThreadEngine)
             assert len(loader._engine.ahead._pending) > 3
             done = divmod(number + 1, STEPS)
             assert loader.state_dict()["position"] == {"epoch": done[0], "step": done[1]}

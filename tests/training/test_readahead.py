@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from streaming_balance.plan.epoch import BalancedPlan
 from streaming_balance.storage.shards import ShardSet
+from streaming_balance.training.iteration import ThreadEngine
 from streaming_balance.training.loader import BalancedLoader, train_loader
 from streaming_balance.training.readahead import BEGUN_AT_ONCE, MOST_BATCHES, ReadAhead
 from tests.building import Sample
@@ -31,7 +32,7 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 
 def ahead_of(loader: BalancedLoader) -> ReadAhead:
     """Look at what a loader has under way."""
-    assert loader._engine is not None
+    assert isinstance(loader._engine, ThreadEngine)
     return loader._engine.ahead
 
 
@@ -52,7 +53,7 @@ def test_bytes_under_way_stay_within_the_budget_with_volumes_of_33_megabytes(
         # A budget below one batch cannot stop the batch that is asked for.
         expected = min(batches, max(1, budget // VOLUME_BYTES)) * VOLUME_BYTES
         assert ahead_of(loader).most_bytes == expected
-        assert loader._engine is not None
+        assert isinstance(loader._engine, ThreadEngine)
         # Memory: what is under way, and the one batch the loop holds, each rounded up by 1/8.
         assert loader._engine.pool.fresh_bytes <= (expected + 2 * VOLUME_BYTES) * 9 // 8
 

@@ -27,7 +27,8 @@ def loader_of(**options):
 def files(): return len(os.listdir("/proc/self/fd"))
 def readers(): return [t for t in threading.enumerate() if "reader" in t.name]
 """
-EXIT_SECONDS = 2.0
+# The package waits a second for its threads; the rest is for a machine that is busy otherwise.
+EXIT_SECONDS = 5.0
 
 
 def left_in_shared_memory() -> set[str]:
@@ -147,6 +148,7 @@ for way in ("close", "with", "del", "circle", "exception"):
     for reader in readers():
         reader.join(10)
     assert not readers(), (way, readers())
+    gc.collect()  # a reader in the middle of a piece held what belongs to a circle
     assert files() == before, (way, files(), before)
 print("done")
 """
