@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from streaming_balance.plan.epoch import PLAN_VERSION, BalancedPlan
 
 GOLDEN = Path(__file__).with_name(f"plan_v{PLAN_VERSION}.json")
+GOLDEN_MORE = Path(__file__).with_name(f"plan_v{PLAN_VERSION}_more.json")
 STRATEGIES: list[dict[str, Any]] = [
     {"name": "instance_balanced"},
     {"name": "class_balanced"},
@@ -45,6 +46,49 @@ SINGLE: list[dict[str, Any]] = [
     {"kind": "sizes", "balance": {"name": "class_balanced", "draw": "iid"}, "batch": 12},
     {"kind": "sizes", "balance": {"name": "class_balanced"}, "batch": 20_000, "shown": 24},
 ]
+# What came to version 1 later: schedules, weights by sample, strata, several labels.
+MORE: list[dict[str, Any]] = [
+    {
+        "kind": "patients",
+        "balance": {"name": "progressively_balanced", "num_epochs": 5},
+        "batch": 7,
+    },
+    {
+        "kind": "patients",
+        "balance": {"name": "deferred", "start_epoch": 3, "then": {"name": "upsample"}},
+        "batch": 7,
+    },
+    {"kind": "patients", "balance": {"name": "repeat_factor", "threshold": 0.4}, "batch": 8},
+    {
+        "kind": "patients",
+        "balance": {"name": "repeat_factor", "threshold": 0.4, "last": "short"},
+        "batch": 8,
+    },
+    {"kind": "patients", "balance": {"name": "p_k", "P": 2, "M": 3}, "batch": 6},
+    {"kind": "shards", "balance": {"name": "sample_weights", "weights": "hardness"}, "batch": 6},
+    {
+        "kind": "shards",
+        "balance": {"name": "class_balanced", "strata": ["label", "site"]},
+        "batch": 9,
+    },
+    {
+        "kind": "shards",
+        "balance": {"name": "power", "strata": ["site"], "strata_shares": "uniform"},
+        "batch": 10,
+    },
+    {"kind": "findings", "balance": {"name": "repeat_factor", "threshold": 0.9}, "batch": 8},
+    {
+        "kind": "findings",
+        "balance": {"name": "class_balanced", "strata": "label_set", "unit": "sample"},
+        "batch": 8,
+    },
+    {
+        # A patient has samples with and without c: classes take their patients in turn.
+        "kind": "findings",
+        "balance": {"name": "class_balanced", "target_label": "c", "unit": "sample"},
+        "batch": 8,
+    },
+]
 
 
 class Cohort:
@@ -60,6 +104,14 @@ class Cohort:
         self._patients = np.array([f"P{owner:03}" for owner, _ in mixed])
         self._keys = np.array([f"P{owner:03}__{turn}" for owner, turn in mixed])
         self._codes = np.array([(owner > 10) + (owner > 39) for owner, _ in mixed])
+        self._columns = {
+            "site": np.array(["xyz"[owner % 7 % 3] for owner, _ in mixed]),
+            "hardness": np.array([str(1 + owner % 5) for owner, _ in mixed]),
+        }
+        self.findings = [
+            [name for bit, name in enumerate("abc") if (owner + turn) * 5 % 11 >> bit & 1]
+            for owner, turn in mixed
+        ]
 
     def labels(self, split: str) -> NDArray[np.int64]:
         assert split == "train"
@@ -74,7 +126,8 @@ class Cohort:
         return self._keys
 
     def column(self, split: str, name: str) -> NDArray[np.str_]:
-        raise KeyError(split, name)
+        assert split == "train"
+        return self._columns[name]
 
 
 def described_cases() -> list[dict[str, Any]]:
@@ -100,6 +153,10 @@ def built(case: dict[str, Any]) -> BalancedPlan:
     cohort = Cohort()
     if case["kind"] == "shards":
         return BalancedPlan.for_shards(cohort, exclude=case.get("exclude", ()), **options)
+    if case["kind"] == "findings":
+        return BalancedPlan.from_labels(
+            cohort.findings, patients=cohort.patients("train"), **options
+        )
     labels = np.array(cohort.classes)[cohort.labels("train")]
     return BalancedPlan.from_labels(labels, patients=cohort.patients("train"), **options)
 
@@ -125,41 +182,52 @@ def recorded(case: dict[str, Any]) -> dict[str, Any]:
     return {"steps": steps, "digest": plan.digest, "batches": batches}
 
 
-def golden() -> list[dict[str, Any]]:
-    """Read the frozen plans."""
-    frozen: list[dict[str, Any]] = json.loads(GOLDEN.read_text())["plans"]
+FILES = {GOLDEN: described_cases(), GOLDEN_MORE: [{"seed": 42, **case} for case in MORE]}
+
+
+def frozen_plans(path: Path) -> list[dict[str, Any]]:
+    """Read the frozen plans of one file."""
+    frozen: list[dict[str, Any]] = json.loads(path.read_text())["plans"]
     return frozen
 
 
-@pytest.mark.parametrize("number", range(len(described_cases())))
-def test_a_plan_gives_the_batches_it_gave_when_it_was_frozen(number: int) -> None:
-    frozen = golden()[number]
-    assert frozen["case"] == json.loads(json.dumps(described_cases()[number]))
+@pytest.mark.parametrize(
+    ("path", "number"),
+    [(path, number) for path, cases in FILES.items() for number in range(len(cases))],
+    ids=lambda value: value.stem if isinstance(value, Path) else str(value),
+)
+def test_a_plan_gives_the_batches_it_gave_when_it_was_frozen(path: Path, number: int) -> None:
+    frozen = frozen_plans(path)[number]
+    assert frozen["case"] == json.loads(json.dumps(FILES[path][number]))
     assert recorded(frozen["case"]) == frozen["recorded"]
 
 
-def test_no_frozen_plan_is_left_out() -> None:
-    assert len(golden()) == len(described_cases())
-    assert json.loads(GOLDEN.read_text())["version"] == PLAN_VERSION
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_no_frozen_plan_is_left_out(path: Path) -> None:
+    assert len(frozen_plans(path)) == len(FILES[path])
+    assert json.loads(path.read_text())["version"] == PLAN_VERSION
 
 
-def test_frozen_plans_are_never_overwritten() -> None:
-    before = GOLDEN.read_bytes()
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_frozen_plans_are_never_overwritten(path: Path) -> None:
+    before = path.read_bytes()
     with pytest.raises(FileExistsError):
-        write_golden()
-    assert GOLDEN.read_bytes() == before
+        write_golden(path)
+    assert path.read_bytes() == before
 
 
-def write_golden() -> None:
+def write_golden(path: Path) -> None:
     """Freeze the plans of a new version; an existing file is left alone and is an error."""
     lines = [
         json.dumps({"case": case, "recorded": recorded(case)}, separators=(",", ":"))
-        for case in described_cases()
+        for case in FILES[path]
     ]
     text = f'{{"version":{PLAN_VERSION},"plans":[\n' + ",\n".join(lines) + "\n]}\n"
-    with GOLDEN.open("x") as file:
+    with path.open("x") as file:
         file.write(text)
 
 
 if __name__ == "__main__":
-    write_golden()
+    for missing in FILES:
+        if not missing.exists():
+            write_golden(missing)
