@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -56,11 +55,7 @@ def test_the_odd_draw_of_the_first_epoch_goes_to_one_class_and_comes_back_in_the
     assert brats_plan().exposure(2, 0)[:75].sum() == 285
 
 
-def test_brats_exposures_meet_the_reference(shared_data: Path) -> None:
-    path = shared_data.parent / "vectors" / "balance_vectors.json"
-    if not path.is_file():
-        pytest.skip("reference vectors are absent")
-    vectors: dict[str, Any] = json.loads(path.read_text())
+def test_brats_exposures_meet_the_reference(vectors: dict[str, Any]) -> None:
     plan = brats_plan()
     for case in vectors["fair_exposure"]["HGG_LGG_uniform_epoch_285"]:
         exposure = plan.exposure(case["epochs"], 0)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,15 +21,6 @@ from streaming_balance.plan.quotas import (
 )
 
 WEIGHTS = st.lists(st.integers(0, 1000), min_size=1, max_size=20).filter(any)
-
-
-@pytest.fixture
-def vectors(shared_data: Path) -> dict[str, Any]:
-    path = shared_data.parent / "vectors" / "balance_vectors.json"
-    if not path.is_file():
-        pytest.skip("reference vectors are absent")
-    loaded: dict[str, Any] = json.loads(path.read_text())
-    return loaded
 
 
 @st.composite

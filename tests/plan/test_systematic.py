@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import pickle
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,15 +22,6 @@ from streaming_balance.plan.unit_strategies import RepeatFactor, SampleWeights
 
 BRATS = ["LGG"] * 75 + ["HGG"] * 210
 RTOL = 1e-12
-
-
-@pytest.fixture
-def vectors(shared_data: Path) -> dict[str, Any]:
-    path = shared_data.parent / "vectors" / "balance_vectors.json"
-    if not path.is_file():
-        pytest.skip("reference vectors are absent")
-    loaded: dict[str, Any] = json.loads(path.read_text())
-    return loaded
 
 
 class Shards:
