@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +20,9 @@ SIZES = {
 
 
 @pytest.fixture
-def adjustment(shared_data: Path) -> dict[str, Any]:
-    path = shared_data.parent / "vectors" / "balance_vectors.json"
-    if not path.is_file():
-        pytest.skip("reference vectors are absent")
-    loaded: dict[str, Any] = json.loads(path.read_text())["logit_adjustment"]["cases"]
-    return loaded
+def adjustment(vectors: dict[str, Any]) -> dict[str, Any]:
+    cases: dict[str, Any] = vectors["logit_adjustment"]["cases"]
+    return cases
 
 
 def plan_of(sizes: list[int], balance: Any) -> BalancedPlan:
