@@ -38,7 +38,7 @@ def count_labels(labels: ArrayLike) -> dict[Any, int]:
         >>> count_labels([10, 9, 10, 1]), count_labels(["LGG", "HGG", "LGG"])
         ({1: 1, 9: 1, 10: 2}, {'HGG': 1, 'LGG': 2})
     """
-    array = complete_array("labels", _on_host(labels))
+    array = complete_array("labels", labels)
     if array.ndim != 1 or not len(array):
         raise ConfigError(
             f"labels have shape {array.shape}; give one label per sample, (N,) with N >= 1."
@@ -129,13 +129,6 @@ def distribution_sentence(
     if len(sizes) > CLASSES_SAID:
         said.append(f"and {len(sizes) - CLASSES_SAID} classes more")
     return f"{', '.join(said)}; largest to smallest {class_ratio(sizes):.3f}"
-
-
-def _on_host(labels: ArrayLike) -> ArrayLike:
-    """Bring a tensor of another device into memory; leave all else as it is."""
-    fetch = getattr(labels, "cpu", None)
-    fetched: ArrayLike = fetch() if callable(fetch) else labels
-    return fetched
 
 
 def _without_objects(array: NDArray[Any]) -> NDArray[Any]:

@@ -136,6 +136,24 @@ def complete_array(name: str, values: ArrayLike) -> NDArray[Any]:
     return array
 
 
+def on_host(values: ArrayLike) -> ArrayLike:
+    """Bring a tensor to where numpy reads it; leave all else as it is.
+
+    Args:
+        values: a tensor of any dtype on any device, or anything else.
+
+    Examples:
+        >>> on_host(["LGG", "HGG"])
+        ['LGG', 'HGG']
+    """
+    detach = getattr(values, "detach", None)
+    if not callable(detach):
+        return values
+    tensor: Any = detach().cpu()
+    # numpy has no bfloat16, and float32 holds every one of its numbers.
+    return tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor  # type: ignore[no-any-return]
+
+
 def _as_given(array: NDArray[Any], values: ArrayLike) -> NDArray[Any]:
     """Give what was there before a list of text and NaN became text."""
     if array.dtype.kind == "U" and (array == "nan").any() and not isinstance(values, np.ndarray):
@@ -162,7 +180,7 @@ def _is_absent(value: object) -> bool:
 def _as_array(name: str, values: ArrayLike) -> NDArray[Any]:
     """Give values as an array with as many entries for each sample."""
     try:
-        return np.asarray(values)
+        return np.asarray(on_host(values))
     except ValueError as error:
         raise ConfigError(
             f"{name} have different numbers of entries per sample; give one per sample, (N,)."

@@ -145,10 +145,7 @@ def is_number(label: object) -> bool:
         >>> is_number("10"), is_number("LGG"), is_number("nan")
         (True, False, False)
     """
-    try:
-        return math.isfinite(float(str(label)))
-    except ValueError:
-        return False
+    return _number_of(label) is not None
 
 
 def order_labels(labels: Iterable[Any]) -> list[Any]:
@@ -160,8 +157,34 @@ def order_labels(labels: Iterable[Any]) -> list[Any]:
     """
     distinct = list(dict.fromkeys(labels))
     if all(is_number(label) for label in distinct):
-        return sorted(distinct, key=lambda label: (float(str(label)), str(label)))
+        return sorted(distinct, key=lambda label: (_number_of(label), str(label)))
     return sorted(distinct, key=str)
+
+
+def as_in_data(named: Mapping[str, float], labels: Iterable[Any]) -> dict[str, float]:
+    """Call classes as the data does, where a label is the same number otherwise written.
+
+    Labels of 0.0 and 1.0, or of False and True, are named 0 and 1 by everybody.
+
+    Args:
+        named: label as text -> number, as the user wrote it.
+        labels: the labels of the data.
+
+    Returns:
+        The same, by the text of the data's label where exactly one is that number.
+
+    Examples:
+        >>> as_in_data({"0": 1.0, "1": 2.8}, [0.0, 1.0]), as_in_data({"1": 2.0}, ["1", "1.0"])
+        ({'0.0': 1.0, '1.0': 2.8}, {'1': 2.0})
+    """
+    there = [str(label) for label in labels]
+    free = [label for label in there if label not in named]
+    called = dict(named)
+    for name in [name for name in named if name not in there and is_number(name)]:
+        same = [label for label in free if _number_of(label) == _number_of(name)]
+        if len(same) == 1 and same[0] not in called:
+            called[same[0]] = called.pop(name)
+    return called
 
 
 def named_numbers(
@@ -216,6 +239,7 @@ def matched(
         ConfigError: an unknown label, a label left out, or a class without samples.
     """
     there = ", ".join(f"{label!r} ({count})" for label, count in sizes.items())
+    named = as_in_data(named, sizes)
     for label in named:
         if label not in sizes:
             raise ConfigError(
@@ -231,3 +255,14 @@ def matched(
                 f"Labels there: {there}. Add samples, or set empty_class: renormalize."
             )
     return {label: named[label] for label, count in sizes.items() if count}
+
+
+def _number_of(label: object) -> float | None:
+    """Give the finite number that a label is or reads as; flags are 0 and 1."""
+    if str(label) in ("False", "True"):
+        return float(str(label) == "True")
+    try:
+        number = float(str(label))
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaming_balance.errors import ConfigError, did_you_mean
-from streaming_balance.plan.options import is_number, listed
+from streaming_balance.plan.options import as_in_data, is_number, listed
 
 # What users call each way to weigh a loss, and its one name here.
 METHODS: Mapping[str, str] = {
@@ -252,7 +252,8 @@ def _named(
             f"manual_weights is {weights!r}, but method 'manual' needs them, such as {example}."
         )
     if isinstance(weights, Mapping):
-        return _matched({str(label): weight for label, weight in weights.items()}, sizes)
+        named = {str(label): weight for label, weight in weights.items()}
+        return _matched(as_in_data(named, sizes), sizes)
     if len(weights) != len(sizes):
         raise ConfigError(
             f"manual_weights has {len(weights)} entries for the {len(sizes)} classes "

@@ -139,7 +139,7 @@ def compute_class_weights(
             "strategy is 'manual', which computes nothing. Give the weights to the loss, or to "
             "compute_weights_from_config(..., method='manual', manual_weights=...)."
         )
-    return LabelWeights(weigh_classes(strategy, count_labels(_array(labels)), beta=beta))
+    return LabelWeights(weigh_classes(strategy, count_labels(labels), beta=beta))
 
 
 def compute_effective_num_weights(targets: ArrayLike | Tensor, beta: float = 0.999) -> LabelWeights:
@@ -163,7 +163,7 @@ def compute_effective_num_weights(targets: ArrayLike | Tensor, beta: float = 0.9
         >>> round(weights[0], 6), round(weights[1], 6)
         (0.013833, 0.005277)
     """
-    return LabelWeights(effective_number_weights(count_labels(_array(targets)), beta=beta))
+    return LabelWeights(effective_number_weights(count_labels(targets), beta=beta))
 
 
 def compute_weights_from_config(
@@ -199,7 +199,7 @@ def compute_weights_from_config(
         >>> weights.to_tensor()
         tensor([1.4737, 0.5263, 0.0000])
     """
-    sizes = _with_empty_classes(count_labels(_array(targets)), num_classes)
+    sizes = _with_empty_classes(count_labels(targets), num_classes)
     weights = weigh_classes(
         method,
         sizes,
@@ -220,11 +220,6 @@ def is_class_number(label: object) -> bool:
     if isinstance(label, float):
         return label.is_integer()
     return isinstance(label, bool | np.bool_) or whole_number(label) is not None
-
-
-def _array(labels: ArrayLike | Tensor) -> ArrayLike:
-    """Give labels as something numpy reads, wherever a tensor lies."""
-    return labels.detach().cpu().numpy() if isinstance(labels, Tensor) else labels
 
 
 def _checked_weights(

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from torch.utils.data import Dataset
 
 from streaming_balance.errors import ConfigError
+from streaming_balance.plan.labels import on_host
 
 # One per sample: a list, a tuple, an array, a tensor on any device, a column of a table.
 Labels: TypeAlias = ArrayLike | torch.Tensor
@@ -31,9 +32,7 @@ def plain_labels(labels: Labels) -> ArrayLike:
         >>> plain_labels(torch.tensor([1, 0], dtype=torch.int8))
         array([1, 0], dtype=int8)
     """
-    if isinstance(labels, torch.Tensor):
-        return np.asarray(labels.detach().cpu().numpy())
-    return labels if isinstance(labels, list | tuple) else np.asarray(labels)
+    return labels if isinstance(labels, list | tuple) else np.asarray(on_host(labels))
 
 
 def plain_strata(strata: Strata | None) -> ArrayLike | dict[str, ArrayLike] | None:

@@ -16,7 +16,7 @@ import torch
 
 from streaming_balance.config import BalanceSetting, resolve_balance
 from streaming_balance.errors import ConfigError
-from streaming_balance.plan.options import is_number, order_labels, whole_number
+from streaming_balance.plan.options import as_in_data, is_number, order_labels, whole_number
 from streaming_balance.plan.strategies import ManualWeights
 from streaming_balance.plan.strategy import Strategy
 from streaming_balance.training.labels import Labels, plain_labels
@@ -158,6 +158,7 @@ def _by_label(
             return weights
         # A weight for every number from 0, as `weights[targets]` wants them.
         named = {label: weights[int(label)] for label in labels}
+    named = as_in_data(named, labels)
     # What has no samples needs no weight: normalised weights give it 0.
     return {label: weight for label, weight in named.items() if weight or label in labels}
 

@@ -32,8 +32,9 @@ KINDS: dict[str, Any] = {
     },
     **{
         f"tensor of {dtype}": torch.tensor(GLIOMA, dtype=dtype)
-        for dtype in (torch.int64, torch.uint8)
+        for dtype in (torch.int64, torch.uint8, torch.bool, torch.float16, torch.bfloat16)
     },
+    "tensor with a gradient": torch.tensor(GLIOMA, dtype=torch.float32, requires_grad=True),
 }
 
 

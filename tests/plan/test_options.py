@@ -12,6 +12,7 @@ import torch
 from streaming_balance.errors import ConfigError
 from streaming_balance.plan.frozen import FrozenMapping
 from streaming_balance.plan.options import (
+    as_in_data,
     check_number,
     exact_decimal,
     is_number,
@@ -120,3 +121,8 @@ def test_matching_leaves_out_empty_classes_on_request_only() -> None:
 def test_a_setting_is_named_as_the_user_knows_it() -> None:
     with pytest.raises(ConfigError, match=r"data.balancing.beta is 1; .*such as 0\.999"):
         check_beta(1, setting="data.balancing.beta")
+
+
+def test_a_label_that_could_be_two_of_the_data_is_not_guessed() -> None:
+    assert as_in_data({"1": 2.0}, ["1.0", "01"]) == {"1": 2.0}
+    assert as_in_data({"1": 2.0, "1.00": 3.0}, ["1.0"]) == {"1.0": 2.0, "1.00": 3.0}

@@ -187,3 +187,12 @@ def test_computing_manual_weights_points_to_where_they_belong() -> None:
 def test_a_list_of_weights_for_text_labels_is_refused_with_the_mapping_to_write() -> None:
     with pytest.raises(ConfigError, match=r"Write a mapping: \{HGG: 1\.0, LGG: 1\.0\}"):
         compute_weights_from_config(["LGG", "HGG"], "manual", manual_weights=[2.8, 1.0])
+
+
+@pytest.mark.parametrize("labels", [np.array(GLIOMA, dtype=np.float32), np.array(GLIOMA) == 1])
+@pytest.mark.parametrize("written", [{0: 2.0, 1: 1.0}, [2.0, 1.0], {"0": 2.0, "1": 1.0}])
+def test_manual_weights_by_class_number_fit_labels_that_are_fractions_or_flags(
+    labels: Any, written: Any
+) -> None:
+    weights = compute_weights_from_config(labels, "manual", manual_weights=written)
+    assert weights == {0: 2.0, 1: 1.0}

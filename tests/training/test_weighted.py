@@ -216,3 +216,19 @@ def test_nothing_touches_the_global_generators() -> None:
     with global_states_untouched():
         list(get_weighted_sampler(LABELS))
         list(create_weighted_sampler(LABELS, [1.0, 9.0]))
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        np.array([0.0] * 90 + [1.0] * 10),
+        torch.tensor([0.0] * 90 + [1.0] * 10, dtype=torch.bfloat16),
+        np.array([False] * 90 + [True] * 10),
+    ],
+)
+@pytest.mark.parametrize("weights", [{0: 1.0, 1: 9.0}, [1.0, 9.0], torch.tensor([1.0, 9.0])])
+def test_weights_by_class_number_fit_labels_that_are_fractions_or_flags(
+    targets: Any, weights: Any
+) -> None:
+    indices = list(create_weighted_sampler(targets, weights))
+    assert sum(index >= 90 for index in indices) == 50
