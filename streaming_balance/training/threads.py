@@ -19,6 +19,8 @@ Work = Callable[[], None]
 LIVENESS_SECONDS = 1.0
 # How long the interpreter waits, when it exits, for what the threads are in the middle of.
 EXIT_SECONDS = 1.0
+# How often someone who waits for the system looks again; an exit takes some of these.
+POLL_SECONDS = 0.0005
 
 
 class Signal:
@@ -118,6 +120,7 @@ class ReaderThreads:
             # A transform may close its own loader.
             if thread is not threading.current_thread():
                 thread.join()
+        await_exits()
 
 
 def _run(work: queue.SimpleQueue[Work | None], prepare: Work | None) -> None:
@@ -141,6 +144,22 @@ def _stop(work: queue.SimpleQueue[Work | None], count: int, process: int) -> Non
             break
     for _ in range(count):
         work.put(None)
+
+
+def await_exits() -> None:
+    """Wait until the system has let go of reader threads that Python has finished.
+
+    Joining a thread does not wait for what libraries do when it exits. Intel's MKL gives back its
+    memory there; a process forked in the middle of that spins for ever in its first transform.
+    """
+    deadline = time.monotonic() + EXIT_SECONDS
+    for thread in list(_started):
+        place = f"/proc/self/task/{thread.native_id}"
+        # Where there is no such folder, as on macOS, nothing is to be seen.
+        while not thread.is_alive() and os.path.exists(place):  # noqa: PTH110 - called in a loop
+            if time.monotonic() > deadline:
+                return
+            time.sleep(POLL_SECONDS)
 
 
 _owners: weakref.WeakSet[ReaderThreads] = weakref.WeakSet()

@@ -30,7 +30,7 @@ from streaming_balance.training.buffers import BufferPool
 from streaming_balance.training.delivery import Delivery, numpy_dtype
 from streaming_balance.training.readahead import MOST_BATCHES
 from streaming_balance.training.state import Position
-from streaming_balance.training.threads import ReaderThreads
+from streaming_balance.training.threads import ReaderThreads, await_exits
 from streaming_balance.training.transforms import KeyedTransform
 
 Request = Callable[[Position], BatchRequest]
@@ -188,7 +188,9 @@ class WorkerEngine:
         stream, self._stream = self._stream, None
         self._asked = deque()
         if stream is not None:
-            stream._shutdown_workers()
+            # A worker that dies on its way out takes nothing with it that anybody waits for.
+            with contextlib.suppress(RuntimeError):
+                stream._shutdown_workers()
 
     def close(self) -> None:
         """End the workers."""
@@ -197,6 +199,7 @@ class WorkerEngine:
     def _start(self, position: Position) -> None:
         """Start the workers at a position."""
         self.clear()
+        await_exits()
         num_bytes = max(1, self._source.num_bytes(self._request(position)))
         batches = min(MOST_BATCHES, self._how.prefetch_bytes // num_bytes)
         requests = _requests(
@@ -219,8 +222,8 @@ def _stream(
     with warnings.catch_warnings():
         # torchdata 0.11 calls what newer releases of torch would rather not have called.
         warnings.filterwarnings("ignore", "'set_vital' is deprecated", UserWarning)
-        # Python 3.12 and newer warn of forking beside threads, which may hold locks for ever. A
-        # worker takes none that others hold: its files, memory and threads are made in it.
+        # Python 3.12 and newer warn of forking beside threads: their locks stay locked in the child.
+        # Ours are gone or wait for work, and a worker makes files, memory and threads of its own.
         warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
         loader = StatefulDataLoader(
             source,

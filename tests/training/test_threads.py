@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import threading
 import time
+from pathlib import Path
 
 import pytest
+import torch
 
 from streaming_balance.errors import BalanceError
 from streaming_balance.training.threads import ReaderThreads, Signal
@@ -48,6 +50,21 @@ def test_closing_waits_for_work_under_way_and_drops_what_is_queued() -> None:
     assert finished == ["first"]
     threads.close()
     assert not any(thread.is_alive() for thread in threads._threads)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the system lists no threads")
+def test_after_closing_the_system_has_no_such_threads_any_more() -> None:
+    """A child forked while MKL tidies up after a thread would hang in its first transform."""
+    for _ in range(100):
+        threads = ReaderThreads(4)
+        done = [Signal() for _ in range(4)]
+        for signal in done:
+            threads.submit(lambda signal=signal: (torch.fft.fft(torch.ones(60)), signal.set())[1])  # type: ignore[misc]
+        for signal in done:
+            threads.wait(signal)
+        places = [Path(f"/proc/self/task/{thread.native_id}") for thread in threads._threads]
+        threads.close()
+        assert not [place for place in places if place.exists()]
 
 
 def test_waiting_for_threads_that_are_gone_is_an_error_not_a_hang() -> None:
