@@ -6,7 +6,8 @@ Only rows of measurements have a meaningful "in between". Volumes do not, so the
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+import random
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,24 +133,33 @@ def _synthesised(
     table: NDArray[Any], mine: NDArray[np.bool_], count: int, neighbours: int, key: int
 ) -> NDArray[Any]:
     """Make `count` rows between the rows of one class: `(count, F)`."""
-    try:
-        from imblearn.over_sampling import SMOTE  # late: it loads scikit-learn, a second or two
-    except ImportError as error:
-        raise ConfigError(
-            "smote needs imbalanced-learn, which is not installed. Install it with "
-            "pip install 'streaming-balance[tabular]'."
-        ) from error
     own = table[mine]
     # The library refuses a table of one class, so one row stands by as another; it is joined with
     # none, and what it holds does not matter.
     other = own[:1]
-    maker = SMOTE(
+    maker = _smote_class()(
         sampling_strategy={1: len(own) + count},
         k_neighbors=neighbours,
         random_state=int(words(key, 1)[0] >> np.uint64(32)),
     )
     rows, _ = maker.fit_resample(np.concatenate([own, other]), [1] * len(own) + [0])
     return np.asarray(rows[len(own) + 1 :], dtype=table.dtype)
+
+
+def _smote_class() -> Callable[..., Any]:
+    """Load imbalanced-learn, which takes a second or two."""
+    # Loading it draws from Python's generator: its progress bars number their styles at random.
+    state = random.getstate()
+    try:
+        from imblearn.over_sampling import SMOTE
+    except ImportError as error:
+        raise ConfigError(
+            "smote needs imbalanced-learn, which is not installed. Install it with "
+            "pip install 'streaming-balance[tabular]'."
+        ) from error
+    finally:
+        random.setstate(state)
+    return SMOTE
 
 
 def _growth(sizes: Mapping[str, int], target_ratio: float) -> dict[str, int]:

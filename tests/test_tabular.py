@@ -140,6 +140,19 @@ def test_no_global_generator_is_read_or_moved() -> None:
     assert np.array_equal(results[0], results[1])
 
 
+def test_loading_imbalanced_learn_moves_no_global_generator() -> None:
+    program = """
+import random
+import numpy as np
+from streaming_balance.tabular import smote
+
+before = random.getstate(), np.random.get_state()[1].tolist()
+smote(np.arange(40.0).reshape(20, 2), [0] * 13 + [1] * 7)
+assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
 @pytest.mark.parametrize(
     ("given", "kept"),
     [("float32", "float32"), ("float64", "float64"), ("float16", "float64"), ("int16", "float64")],
