@@ -159,7 +159,8 @@ def _smote_class() -> Callable[..., Any]:
         ) from error
     finally:
         random.setstate(state)
-    return SMOTE
+    smote_class: Callable[..., Any] = SMOTE
+    return smote_class
 
 
 def _growth(sizes: Mapping[str, int], target_ratio: float) -> dict[str, int]:
