@@ -268,7 +268,7 @@ def _named(
 
 
 def _matched(named: Mapping[str, float], sizes: Mapping[Label, float]) -> dict[Label, float]:
-    """Check that weights name the classes, all of them and no other."""
+    """Check that weights name the classes, all that have samples and no other."""
     labels = {str(label): label for label in sizes}
     for name in named:
         if name not in labels:
@@ -277,8 +277,9 @@ def _matched(named: Mapping[str, float], sizes: Mapping[Label, float]) -> dict[L
                 + did_you_mean(name, labels)
             )
     for name, label in labels.items():
-        if name not in named:
+        # What has no sample weighs 0, named or not.
+        if name not in named and sizes[label]:
             raise ConfigError(
                 f"manual_weights leaves out {label!r}; the classes are {listed(sizes)}."
             )
-    return {label: float(named[name]) for name, label in labels.items()}
+    return {label: float(named.get(name, 0.0)) for name, label in labels.items()}

@@ -196,3 +196,10 @@ def test_manual_weights_by_class_number_fit_labels_that_are_fractions_or_flags(
 ) -> None:
     weights = compute_weights_from_config(labels, "manual", manual_weights=written)
     assert weights == {0: 2.0, 1: 1.0}
+
+
+def test_a_class_without_samples_needs_no_manual_weight() -> None:
+    settings: dict[str, Any] = {"manual_weights": {0: 1.0, 1: 3.0}, "num_classes": 3}
+    assert compute_weights_from_config(GLIOMA, "manual", **settings) == {0: 1.0, 1: 3.0, 2: 0.0}
+    weights = compute_weights_from_config(GLIOMA, "manual", normalize=True, **settings)
+    assert weights == {0: 0.5, 1: 1.5, 2: 0.0}
