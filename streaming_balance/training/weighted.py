@@ -7,7 +7,7 @@ and 2**24 weights are its limit. The samplers made here have the same shares and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import replace
 from typing import Any, SupportsFloat, cast
 
@@ -96,7 +96,9 @@ def create_weighted_sampler(
         >>> [targets[index] for index in sampler].count("LGG") in (142, 143)
         True
     """
-    weights = _by_label(class_weights, _distinct(targets))
+    labels = _distinct(targets)
+    _check_one_per_class(class_weights, targets, labels)
+    weights = _by_label(class_weights, labels)
     return _sampler(
         targets,
         ManualWeights(weights=weights),
@@ -138,6 +140,22 @@ def _distinct(targets: Labels) -> list[str]:
         )
     labels = np.unique(array.astype(np.str_) if array.dtype == object else array)
     return [str(label) for label in order_labels(labels.tolist())]
+
+
+def _check_one_per_class(
+    class_weights: Mapping[Any, float] | Labels, targets: Labels, labels: list[str]
+) -> None:
+    """Refuse what `WeightedRandomSampler` takes: read as weights of classes it would pass."""
+    if isinstance(class_weights, Mapping):
+        return
+    numbers = [int(label) + 1 for label in labels if label.isdecimal()]
+    count, samples = len(cast(Sized, class_weights)), len(cast(Sized, targets))
+    if count == samples > max([len(labels), *numbers]):
+        raise ConfigError(
+            f"class_weights has {count} entries, one per sample, and this function takes one per "
+            f"class. For weights by sample use BalancedSampler(targets, balance={{'name': "
+            f"'sample_weights', 'weights': [...]}})."
+        )
 
 
 def _by_label(

@@ -232,3 +232,10 @@ def test_weights_by_class_number_fit_labels_that_are_fractions_or_flags(
 ) -> None:
     indices = list(create_weighted_sampler(targets, weights))
     assert sum(index >= 90 for index in indices) == 50
+
+
+@pytest.mark.parametrize("targets", [[0] * 90 + [1] * 10, ["HGG"] * 90 + ["LGG"] * 10])
+def test_a_weight_per_sample_is_not_taken_for_one_per_class(targets: list[Any]) -> None:
+    weights = torch.tensor([1.0] * 90 + [9.0] * 10)
+    with pytest.raises(ConfigError, match=r"100 entries, one per sample.*'sample_weights'"):
+        create_weighted_sampler(targets, weights)
