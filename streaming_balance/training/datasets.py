@@ -117,7 +117,8 @@ def get_balanced_dataloader(
         batch_size: samples in a batch, on each rank.
         num_workers: worker processes of the `DataLoader`.
         strategy: as for `get_weighted_sampler`.
-        seed: integer in [0, 2**64 - 1].
+        seed: integer in [0, 2**64 - 1]; it counts even where `strategy` is a file with another
+            `compute.seed`.
         shuffle: of the plain loader; with labels it must not be True, since the order is the
             plan's.
 
