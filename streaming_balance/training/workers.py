@@ -222,7 +222,7 @@ def _stream(
     with warnings.catch_warnings():
         # torchdata 0.11 calls what newer releases of torch would rather not have called.
         warnings.filterwarnings("ignore", "'set_vital' is deprecated", UserWarning)
-        # Python 3.12 and newer warn of forking beside threads: their locks stay locked in the child.
+        # Python 3.12 and newer warn of forking beside threads: what they lock stays locked in it.
         # Ours are gone or wait for work, and a worker makes files, memory and threads of its own.
         warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
         loader = StatefulDataLoader(
