@@ -28,6 +28,9 @@ from tests.training.cohorts import PROJECT_ROOT, packed, run_python, seen, take,
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 
+# Far above the second it takes, far below a hang: a loaded machine is no fault.
+EXIT_SECONDS = 15.0
+
 
 def noisy(sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
     """Add noise and say which process did."""
@@ -277,7 +280,7 @@ def test_a_killed_worker_is_named_and_asking_again_goes_on(small: ShardSet) -> N
             kill(victim)
         with pytest.raises(BalanceError, match=rf"\(pid {victim.pid}\) was ended by SIGKILL"):
             exhaust(loader, got)
-        assert time.monotonic() - started < 15
+        assert time.monotonic() - started < EXIT_SECONDS
         got += take(loader, 20 - len(got))
     assert got == expected
     assert children() == []
@@ -384,7 +387,7 @@ print(time.time(), flush=True)
         ended_at = time.time()
         assert list(Path(folder).iterdir()) == []
     pids, left = ended.stdout.splitlines()
-    assert ended_at - float(left) < 4
+    assert ended_at - float(left) < EXIT_SECONDS
     assert not [pid for pid in pids.split() if psutil.pid_exists(int(pid))]
     assert "Exception ignored" not in ended.stderr
 
@@ -412,7 +415,7 @@ with loader_of(transform=slow) as loader:
         os.killpg(process.pid, signal.SIGINT)
         started = time.monotonic()
         _, errors = process.communicate(timeout=20)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < EXIT_SECONDS
     finally:
         process.kill()
     assert "KeyboardInterrupt" in errors
