@@ -15,6 +15,7 @@ classes of the transform, so nothing here imports one that is not in use already
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import random
 import sys
@@ -39,7 +40,7 @@ _ARRAYS = ("image", "seg")
 
 
 class Adapted:
-    """A transform that draws from the generator it is given, whatever library it comes from.
+    """A transform that draws from the generator it is given, in one thread at a time.
 
     Also when MONAI or Albumentations transforms are only part of it: in an attribute, a list, or
     another library's composition. Those that a plain function refers to are not found; wrap each
@@ -85,24 +86,51 @@ class Adapted:
         return _plain_tensors(self._call(self._transform, sample))
 
 
-def adapted(transform: Transform) -> Adapted:
+class PerThread:
+    """A transform that any number of threads may call at once, each with a copy of its own.
+
+    Args:
+        transform: `transform(sample)`, `transform(sample, rng)`, or a transform of a library.
+    """
+
+    def __init__(self, transform: Transform) -> None:
+        self._transform = transform
+        self._copies = threading.local()
+
+    def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> Sample:
+        """Transform one sample, as `Adapted` does."""
+        mine: Adapted | None = getattr(self._copies, "mine", None)
+        if mine is None:
+            mine = self._copies.mine = Adapted(copy.deepcopy(self._transform))
+        return mine(sample, rng)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PerThread:
+        """Copy the transform; threads make their own copies of it anew."""
+        return PerThread(copy.deepcopy(self._transform, memo))
+
+    def __reduce__(self) -> tuple[type[PerThread], tuple[Transform]]:
+        """Travel as the transform; threads make their own copies of it where it arrives."""
+        return PerThread, (self._transform,)
+
+
+def adapted(transform: Transform) -> PerThread:
     """Let a transform of any library draw from a generator that is handed over.
 
     `train_loader` and `eval_loader` do this with their `transform`. It is for functions that call
-    transforms of a library inside.
+    transforms of a library inside: those are shared by all threads, and what they refer to is too.
 
     Args:
         transform: of MONAI (a dictionary transform), Albumentations or TorchIO, or one's own.
 
     Returns:
-        `adapted(sample, rng) -> sample`.
+        `adapted(sample, rng) -> sample`, for any number of threads at once.
 
     Examples:
         >>> double = adapted(lambda sample: sample | {"image": 2 * sample["image"]})
         >>> double({"image": torch.ones(1)}, np.random.default_rng(0))
         {'image': tensor([2.])}
     """
-    return transform if isinstance(transform, Adapted) else Adapted(transform)
+    return transform if isinstance(transform, PerThread) else PerThread(transform)
 
 
 def _takes_generator(transform: Transform) -> bool:
@@ -133,6 +161,9 @@ def _library(part: object) -> str | None:
 def _keeping_generators(part: object, seen: set[int]) -> Iterator[Any]:
     """List the outermost parts of a transform that keep generators of their own."""
     if id(part) in seen or isinstance(part, str | bytes | type | ModuleType | FunctionType):
+        return
+    if isinstance(part, PerThread):
+        # Given a generator by whoever calls it.
         return
     seen.add(id(part))
     if _keeps_generators(part):

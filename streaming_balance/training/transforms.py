@@ -11,7 +11,7 @@ import torch
 
 from streaming_balance.errors import ConfigError
 from streaming_balance.plan.keys import stream_key, words
-from streaming_balance.training.adapters import Adapted, Sample, Transform, adapted
+from streaming_balance.training.adapters import Adapted, Sample, Transform
 from streaming_balance.training.torch_draws import KeyedDraws
 
 __all__ = ["KeyedTransform", "Sample", "Transform"]
@@ -83,7 +83,7 @@ class KeyedTransform:
     def _copied(self) -> Adapted:
         """Copy the transform for this thread."""
         try:
-            return adapted(copy.deepcopy(self._transform))
+            return Adapted(copy.deepcopy(self._transform))
         except TypeError as error:
             raise ConfigError(
                 f"transform {type(self._transform).__name__} cannot be copied ({error}), and every "

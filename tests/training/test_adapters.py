@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import random
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +253,27 @@ def test_a_function_hands_its_generator_to_what_it_calls() -> None:
     other = keyed[0](one(), epoch=0, step=0, slot=6)["image"]
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_what_a_function_calls_may_be_called_in_many_threads_at_once() -> None:
+    from monai import transforms
+
+    noise = adapted(transforms.RandGaussianNoised("image", prob=1))
+    samples = [{"image": torch.zeros(1, 24, 24, 24)} for _ in range(64)]
+
+    def noisy(number: int) -> torch.Tensor:
+        sample = dict(samples[number])
+        image: torch.Tensor = noise(sample, np.random.default_rng(number))["image"]
+        return image
+
+    alone = [noisy(number) for number in range(64)]
+    with ThreadPoolExecutor(4) as crew:
+        together = list(crew.map(noisy, [*range(64), *range(64)]))
+    for number, image in enumerate(together):
+        assert torch.equal(image, alone[number % 64])
+    sent = pickle.loads(pickle.dumps(noise))
+    image = sent(dict(samples[3]), np.random.default_rng(3))["image"]
+    assert torch.equal(image, alone[3])
 
 
 def test_the_users_own_transform_object_is_never_touched(volumes: ShardSet) -> None:
