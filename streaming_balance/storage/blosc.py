@@ -135,9 +135,10 @@ def zero_ends(chunk: memoryview) -> ZeroEnds:
 
 
 def compress(values: Any) -> bytes:  # noqa: ANN401 - any readable buffer
-    """Compress one chunk as shards store it, on whatever threads the switch allows."""
+    """Compress one chunk as shards store it, its blocks in order: the same bytes every time."""
     blosc = blosc_module()
-    stored: bytes = blosc.compress(values, b"lz4", COMPRESSION_LEVEL, blosc.SHUFFLE, 0)
+    with blosc_on_this_thread():
+        stored: bytes = blosc.compress(values, b"lz4", COMPRESSION_LEVEL, blosc.SHUFFLE, 0)
     return stored
 
 

@@ -226,8 +226,7 @@ def _check_target(header: ArrayHeader, out: AnyArray) -> None:
 def _compressed_chunks(values: AnyArray) -> list[bytes]:
     """Compress flat little-endian values chunk by chunk, on this thread alone."""
     items = CHUNK_RAW_BYTES // values.dtype.itemsize
-    with blosc_on_this_thread():
-        return [compress(values[start : start + items]) for start in range(0, len(values), items)]
+    return [compress(values[start : start + items]) for start in range(0, len(values), items)]
 
 
 def _chunks(stored: Stored, header: ArrayHeader) -> Iterator[tuple[memoryview, int, int]]:

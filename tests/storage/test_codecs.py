@@ -19,6 +19,7 @@ from numcodecs import blosc
 from numpy.typing import NDArray
 
 from streaming_balance.errors import ConfigError, ShardError
+from streaming_balance.storage.blosc import compress, zero_ends
 from streaming_balance.storage.codecs import (
     CHUNK_RAW_BYTES,
     decode,
@@ -377,6 +378,22 @@ def blocks(pattern: str, dtype: str = "int16") -> NDArray[Any]:
         elif kind == ".":
             made[number, items // 2] = 1
     return made.reshape(-1)
+
+
+def test_a_chunk_is_compressed_on_the_calling_thread_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    switches: list[object] = []
+    real = blosc.compress
+
+    def noting(*arguments: object) -> object:
+        switches.append(blosc.use_threads)
+        return real(*arguments)
+
+    # Blosc's own threads would place the blocks in whatever order they finish.
+    monkeypatch.setattr(blosc, "compress", noting)
+    monkeypatch.setattr(blosc, "use_threads", True)
+    chunk = compress(np.zeros(1 << 19, np.int16))
+    assert (switches, blosc.use_threads) == ([False], True)
+    assert zero_ends(memoryview(chunk)).before == 1 << 20
 
 
 @pytest.fixture
