@@ -13,15 +13,18 @@ from streaming_balance.plan.frozen import Frozen
 from streaming_balance.plan.keys import stream_key
 from streaming_balance.plan.members import ClassTable
 from streaming_balance.plan.ranks import check_ranks, rank_slots
+from streaming_balance.plan.reserve import reserve
 
 
 class PlannedSteps(Frozen):
     """The steps of a plan: every answer is a pure function of (epoch, step)."""
 
-    __slots__ = ("_draws", "_table", "global_batch_size", "seed")
+    __slots__ = ("_draws", "_latest", "_table", "global_batch_size", "seed")
 
     _draws: Draws
     _table: ClassTable
+    _latest: tuple[int, int, NDArray[np.int64]]
+    """The global batch asked for last, with its epoch and step; absent before the first."""
     global_batch_size: int
     """Samples in a full global batch, over all ranks."""
     seed: int
@@ -75,15 +78,52 @@ class PlannedSteps(Frozen):
         Raises:
             IndexError: the epoch has no such step.
         """
+        return self._members(*self._check_step(epoch, step)).copy()
+
+    def _members(self, epoch: int, step: int) -> NDArray[np.int64]:
+        """Give a global batch, not to be written to, computed once for all ranks that ask."""
+        latest = getattr(self, "_latest", None)
+        # One reference to an immutable whole: threads may replace it under each other's eyes.
+        if latest is None or latest[:2] != (epoch, step):
+            latest = (epoch, step, self._compute_members(epoch, step))
+            object.__setattr__(self, "_latest", latest)
+        return latest[2]
+
+    def _compute_members(self, epoch: int, step: int) -> NDArray[np.int64]:
+        """List the members of a global batch, class by class in a keyed order."""
+        drawn = self._draws.members_of(epoch, step)
+        return np.concatenate([drawn[number] for number in self._dealing_order(epoch)])
+
+    def substitutes(self, epoch: int, step: int, slot: int) -> NDArray[np.int64]:
+        """List who may stand in for the sample at a slot of a global batch, best first.
+
+        The reserve of a class is its patients (samples, under unit: sample) that are not in the
+        batch, in keyed order. Of the q slots of the class, the i-th tries places i, i + q, i + 2q
+        and so on, so that no two slots ever take the same one.
+
+        Args:
+            epoch: at least 0.
+            step: in [0, num_steps(epoch)).
+            slot: position in `batch(epoch, step)`.
+
+        Returns:
+            `(m,)` sample numbers of the same class; empty where the batch holds the whole class.
+
+        Raises:
+            IndexError: no such step or slot.
+        """
         epoch, step = self._check_step(epoch, step)
         drawn = self._draws.members_of(epoch, step)
-        # The strata of a class stay together: dealing in turn is then fair to both.
-        keys = [
-            [stream_key(self.seed, "dealing", epoch, *part) for part in {name[:1]: 0, name: 0}]
-            for name in self._table.names
-        ]
-        order = sorted(range(len(drawn)), key=keys.__getitem__)
-        return np.concatenate([drawn[number] for number in order])
+        place = int(operator.index(slot))
+        if place >= 0:
+            for number in self._dealing_order(epoch):
+                if place < len(drawn[number]):
+                    batch = np.concatenate(drawn)
+                    where = {"seed": self.seed, "epoch": epoch, "step": step}
+                    waiting = reserve(self._draws.members[number], batch, **where)
+                    return waiting[place :: len(drawn[number])]
+                place -= len(drawn[number])
+        raise IndexError(f"epoch {epoch}, step {step} has no slot {slot}.")
 
     def rank_slots(self, epoch: int, step: int, *, rank: int, num_ranks: int) -> NDArray[np.int64]:
         """List the slots of a global batch that fall to one rank, in delivery order.
@@ -120,7 +160,7 @@ class PlannedSteps(Frozen):
             ConfigError: no such rank, or more ranks than samples.
         """
         slots = self.rank_slots(epoch, step, rank=rank, num_ranks=num_ranks)
-        return self.batch(epoch, step)[slots]
+        return self._members(int(epoch), int(step))[slots]
 
     def exposure(self, epoch: int, step: int) -> NDArray[np.int64]:
         """Count how often each sample was delivered from the start of the run to a step.
@@ -137,6 +177,15 @@ class PlannedSteps(Frozen):
         """
         epoch, step = self._check_step(epoch, step, past_the_last=1)
         return self._draws.exposure(epoch, step)
+
+    def _dealing_order(self, epoch: int) -> list[int]:
+        """Order the groups as they stand in the batches of an epoch."""
+        # The strata of a class stay together: dealing in turn is then fair to both.
+        keys = [
+            [stream_key(self.seed, "dealing", epoch, *part) for part in {name[:1]: 0, name: 0}]
+            for name in self._table.names
+        ]
+        return sorted(range(len(keys)), key=keys.__getitem__)
 
     def _check_step(self, epoch: int, step: int, *, past_the_last: int = 0) -> tuple[int, int]:
         """Give `epoch` and `step` as plain integers if the epoch has that step."""
