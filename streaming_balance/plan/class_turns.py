@@ -72,6 +72,11 @@ class ClassTurns:
             for number in self._present
         ]
 
+    @property
+    def members(self) -> Sequence[ClassMembers]:
+        """`(K,)` the units of each class."""
+        return self._members
+
     def shape(self, epoch: int) -> EpochShape:  # noqa: ARG002 - all epochs are alike
         """Give the steps and batch sizes of an epoch: all epochs are alike."""
         return self._shape

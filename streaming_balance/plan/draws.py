@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import Protocol
 
@@ -35,6 +35,11 @@ CACHED_EPOCHS = 4
 
 class Draws(Protocol):
     """What a plan needs to know of its draws; every method is a pure function of its arguments."""
+
+    @property
+    def members(self) -> Sequence[ClassMembers]:
+        """`(G,)` the units of each group that the strategy draws from."""
+        ...
 
     def shape(self, epoch: int) -> EpochShape:
         """Give the steps and batch sizes of an epoch."""
@@ -108,6 +113,11 @@ class QuotaDraws:
             for number, group in enumerate(members)
         ]
         self._epochs: OrderedDict[int, tuple[list[int], StepQuotas, list[int]]] = OrderedDict()
+
+    @property
+    def members(self) -> Sequence[ClassMembers]:
+        """`(G,)` the units of each group that the strategy draws from."""
+        return self._members
 
     def shape(self, epoch: int) -> EpochShape:
         """Give the steps and batch sizes of an epoch."""

@@ -6,6 +6,8 @@ keyed stream at a place that follows from its step, so any batch can be had with
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,6 +48,11 @@ class IndependentDraws:
         self._members, self._num_samples, self._seed = members, num_samples, seed
         self._targets = targets
         self._bounds: dict[int, NDArray[np.float64]] = {}
+
+    @property
+    def members(self) -> Sequence[ClassMembers]:
+        """`(G,)` the units of each group."""
+        return self._members
 
     def shape(self, epoch: int) -> EpochShape:
         """Give the steps and batch sizes of an epoch."""

@@ -100,6 +100,13 @@ class ClassMembers:
         owned = membership[self.samples]
         return np.asarray(np.logical_or.reduceat(owned, self.starts[:-1], axis=0), dtype=np.bool_)
 
+    def units_among(self, samples: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Say which units have a sample among these: `(n_c,)`."""
+        if self.starts is None or self.samples is None:
+            return np.isin(self.pick_first(np.arange(self.size, dtype=np.int64)), samples)
+        owned = np.isin(self.samples, samples)
+        return np.asarray(np.logical_or.reduceat(owned, self.starts[:-1]), dtype=np.bool_)
+
     def subset(self, units: NDArray[np.int64]) -> ClassMembers:
         """Keep only some units, in ascending order."""
         starts = np.arange(self.size + 1, dtype=np.int64) if self.starts is None else self.starts

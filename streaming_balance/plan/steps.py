@@ -118,9 +118,13 @@ class PlannedSteps(Frozen):
         if place >= 0:
             for number in self._dealing_order(epoch):
                 if place < len(drawn[number]):
-                    batch = np.concatenate(drawn)
-                    where = {"seed": self.seed, "epoch": epoch, "step": step}
-                    waiting = reserve(self._draws.members[number], batch, **where)
+                    waiting = reserve(
+                        self._draws.members[number],
+                        np.concatenate(drawn),
+                        seed=self.seed,
+                        epoch=epoch,
+                        step=step,
+                    )
                     return waiting[place :: len(drawn[number])]
                 place -= len(drawn[number])
         raise IndexError(f"epoch {epoch}, step {step} has no slot {slot}.")

@@ -49,6 +49,7 @@ class SystematicDraws:
         "_bounds",
         "_epochs",
         "_kept_shifts",
+        "_members",
         "_num_samples",
         "_row",
         "_seed",
@@ -68,6 +69,7 @@ class SystematicDraws:
         batch_size: int,
     ) -> None:
         self._num_samples, self._seed = num_samples, seed
+        self._members = [_drawn(group, weights) for group in members]
         self._shape, self._batch_size = shape, batch_size
         ordered = [_keyed_order(group, seed) for group in members]
         self._row = np.concatenate(ordered) if ordered else np.empty(0, dtype=np.int64)
@@ -79,6 +81,11 @@ class SystematicDraws:
         self._kept_shifts: OrderedDict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = (
             OrderedDict()
         )
+
+    @property
+    def members(self) -> Sequence[ClassMembers]:
+        """`(G,)` the samples of each class that have a weight."""
+        return self._members
 
     def shape(self, epoch: int) -> EpochShape:
         """Give the steps and batch sizes of an epoch."""
@@ -231,6 +238,12 @@ def exact_weights(weights: Sequence[float] | NDArray[np.float64]) -> tuple[NDArr
     values = np.asarray(weights, dtype=np.float64)
     exponent = WEIGHT_BITS - math.frexp(math.fsum(values.tolist()))[1]
     return np.rint(np.ldexp(values, exponent)).astype(np.int64), exponent
+
+
+def _drawn(group: ClassMembers, weights: NDArray[np.float64]) -> ClassMembers:
+    """Leave out samples of weight 0: they are never drawn."""
+    drawn = weights[group.pick_first(np.arange(group.size, dtype=np.int64))] > 0
+    return group if drawn.all() else group.subset(np.flatnonzero(drawn).astype(np.int64))
 
 
 def _keyed_order(group: ClassMembers, seed: int) -> NDArray[np.int64]:
