@@ -18,9 +18,10 @@ from streaming_balance.errors import ConfigError, ResumeError
 from streaming_balance.plan.options import whole_number
 from streaming_balance.storage.reader import Verify
 from streaming_balance.storage.shards import ShardSet
-from streaming_balance.training.batches import Batch, BatchRequest
+from streaming_balance.training.requests import Batch, BatchRequest
 from streaming_balance.training.delivery import Delivery, check_shards, delivery
 from streaming_balance.training.environment import find_ranks
+from streaming_balance.training.gathered import Gathered, check_exactly_once
 from streaming_balance.training.iteration import PlannedLoader
 from streaming_balance.training.state import LoaderState, Position
 from streaming_balance.training.transforms import Transform
@@ -46,8 +47,12 @@ class PackedOrder:
     def num_steps(self, epoch: int) -> int:
         """Count this rank's batches; they may differ by one between ranks."""
         operator.index(epoch)
-        mine = len(range(self.rank, len(self.order), self.num_ranks))
-        return -(-mine // self.batch_size)
+        return self._steps_of(self.rank)
+
+    @property
+    def most_steps(self) -> int:
+        """The largest number of batches of any rank: that of rank 0."""
+        return self._steps_of(0)
 
     def places(self, step: int) -> NDArray[np.int64]:
         """List the packed places that a batch of this rank holds.
@@ -72,9 +77,17 @@ class PackedOrder:
         together = self.batch_size * self.num_ranks
         return min(len(self.order) - step * together, together)
 
+    def _steps_of(self, rank: int) -> int:
+        """Count the batches of a rank."""
+        samples = len(range(rank, len(self.order), self.num_ranks))
+        return -(-samples // self.batch_size)
+
 
 class EvalLoader(PlannedLoader):
     """One rank's part of a split, in packed order. Build it with `eval_loader`.
+
+    Nothing is padded, so ranks may have different numbers of batches, some none at all. Collectives
+    belong after the loop, or into one of `most_steps` turns on every rank.
 
     Args:
         shards: the data set.
@@ -93,8 +106,9 @@ class EvalLoader(PlannedLoader):
     def __iter__(self) -> Iterator[Batch]:
         """Evaluate the split, or the rest of it where a pass was left by `break` or resumed.
 
-        A continued pass is logged, since a score over it misses what came before. To start over
-        instead, call `set_epoch(loader.epoch + 1)`.
+        A rank without samples gets no batch, and its epochs go up like everybody's. A continued
+        pass is logged, since a score over it misses what came before. To start over instead, call
+        `set_epoch(loader.epoch + 1)`.
         """
         if self._position.step:
             logger.warning(
@@ -104,7 +118,45 @@ class EvalLoader(PlannedLoader):
                 len(self),
                 self._position.epoch + 1,
             )
+        if not len(self):
+            self._refuse_if_closed()
+            self._move_to(Position(self._position.epoch + 1, 0))
+            return iter(())
         return super().__iter__()
+
+    @property
+    def most_steps(self) -> int:
+        """The largest `len` of any rank's loader: turns of a loop in which all ranks meet."""
+        return self.plan.most_steps
+
+    def check_complete(self, gathered: Gathered) -> None:
+        """Make sure that all ranks together evaluated every sample of the split exactly once.
+
+        Args:
+            gathered: `batch["sample"]` of every batch of every rank, in any order: a tensor, an
+                array, or a list of these or of numbers, as `all_gather_object` gives them.
+
+        Raises:
+            BalanceError: says how many samples are missing, came more than once or are none of the
+                split, and names the first of each.
+            ConfigError: something gathered is no whole number.
+
+        Examples:
+            >>> from streaming_balance.storage.shards import open_shards
+            >>> shards = open_shards("shards/demo")
+            >>> parts = []
+            >>> for rank in range(3):
+            ...     val = eval_loader(shards, split="val", batch_size=1, rank=rank, num_ranks=3)
+            ...     parts.append([batch["sample"] for batch in val])
+            >>> [len(part) for part in parts]
+            [2, 2, 1]
+            >>> val.check_complete(parts)
+            >>> val.check_complete(parts[:2])
+            Traceback (most recent call last):
+                ...
+            streaming_balance.errors.BalanceError: split 'val' was not evaluated exactly once. ...
+        """
+        check_exactly_once(gathered, keys=self._shards.keys(self._split), split=self._split)
 
     def set_epoch(self, epoch: int) -> None:
         """Start another pass; the current one keeps its position. Every pass is the same.

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ import torch
 from streaming_balance.errors import BalanceError, ConfigError, ResumeError
 from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.evaluation import EvalLoader, eval_loader
+from streaming_balance.training.gathered import Gathered
 from streaming_balance.training.iteration import ThreadEngine
 from tests.building import Sample, by_key
 from tests.training.cohorts import as_float, cohort, packed, take
@@ -210,6 +214,124 @@ def test_no_rank_reads_ahead_into_the_next_pass(small: ShardSet) -> None:
         next(iterator)
         assert isinstance(loader._engine, ThreadEngine)
         assert not loader._engine.ahead._pending
+
+
+def gathered(shards: ShardSet, ranks: int, batch_size: int = 4) -> list[list[torch.Tensor]]:
+    """Give what `all_gather_object` gives after a pass: each rank's list of sample numbers."""
+    parts = []
+    for rank in range(ranks):
+        with evaluator(shards, batch_size, rank, ranks) as loader:
+            parts.append([batch["sample"] for batch in loader])
+    return parts
+
+
+FORMS: dict[str, Callable[[list[list[torch.Tensor]]], Gathered]] = {
+    "lists of tensors": lambda parts: parts,
+    "a tensor": lambda parts: torch.cat([torch.cat(part) for part in parts if part]),
+    "an array": lambda parts: np.array([n for part in parts for t in part for n in t.tolist()]),
+    "lists of numbers": lambda parts: [[n for t in part for n in t.tolist()] for part in parts],
+    "arrays of small numbers": lambda parts: [
+        np.concatenate([np.empty(0, np.uint16), *(t.numpy().astype(np.uint16) for t in part)])
+        for part in parts
+    ],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("ranks", [1, 3, 8, 300])
+def test_what_all_ranks_gathered_is_complete_in_any_form(
+    many: ShardSet, ranks: int, form: str
+) -> None:
+    parts = gathered(many, ranks, batch_size=7)
+    assert evaluator(many).check_complete(FORMS[form](parts)) is None  # type: ignore[func-returns-value]
+    # Whoever comes last is missed, in whatever form it comes.
+    most = max(range(ranks), key=lambda rank: sum(map(len, parts[rank])))
+    del parts[most]
+    with pytest.raises(BalanceError, match=r"missing: \d+ of 285 samples"):
+        evaluator(many).check_complete(FORMS[form](parts) if parts else [])
+
+
+def test_missing_doubled_and_foreign_numbers_are_counted_and_the_first_are_named(
+    many: ShardSet,
+) -> None:
+    numbers = [n for n in range(285) if n not in (3, 250)] + [17, 17, 40, -1, 285, 285, 2**40]
+    with pytest.raises(BalanceError) as caught:
+        evaluator(many).check_complete(numbers)
+    # The table has HGG first, every third patient: 95 of them, then the others.
+    assert str(caught.value) == (
+        "split 'val' was not evaluated exactly once. missing: 2 of 285 samples: 3 (V009), 250 "
+        "(V233); more than once: 2 samples: 17 (V051) 3 times, 40 (V120) 2 times; numbers of no "
+        "sample (there are 0..284): -1, 285, 1099511627776. Gather batch['sample'] of every batch "
+        "of every rank, of one whole pass, without padding."
+    )
+    with pytest.raises(
+        BalanceError, match=r"284 of 285 samples: 0 \(V000\), .*, 4 \(V012\), \.\.\.\."
+    ):
+        evaluator(many).check_complete([284])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(torch.zeros(3), torch.zeros(3, dtype=torch.bfloat16), np.array([True]), [2**80]),
+        *([0.0, 1.0], [True], ["V001"], [None], 2.5, None),
+    ],
+)
+def test_what_is_no_sample_number_is_refused(small: ShardSet, wrong: Any) -> None:
+    with pytest.raises(ConfigError, match="where sample numbers are expected"):
+        evaluator(small).check_complete(wrong)
+
+
+def test_the_rest_of_a_pass_is_not_taken_for_a_whole_one(small: ShardSet) -> None:
+    with evaluator(small) as loader:
+        for _ in loader:
+            break
+        rest = [batch["sample"] for batch in loader]
+        with pytest.raises(BalanceError, match="missing: 3 of 7 samples"):
+            loader.check_complete(rest)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5, 7, 8, 16])
+def test_most_steps_is_the_largest_number_of_batches_of_any_rank(
+    small: ShardSet, ranks: int
+) -> None:
+    for batch_size in (1, 2, 3, 8):
+        loaders = [evaluator(small, batch_size, rank, ranks) for rank in range(ranks)]
+        steps = [sum(1 for _ in loader) for loader in loaders]
+        assert {loader.most_steps for loader in loaders} == {max(steps)}
+        assert steps == [len(loader) for loader in loaders]
+        for loader in loaders:
+            loader.close()
+
+
+def test_metrics_gathered_in_any_order_are_joined_by_the_sample_numbers(many: ShardSet) -> None:
+    numbers, scores = [], []
+    for rank in reversed(range(8)):
+        with evaluator(many, 7, rank, 8) as loader:
+            for batch in loader:
+                numbers.append(batch["sample"])
+                scores.append(batch["image"].mean(dim=(1, 2, 3)))
+    joined = torch.cat(scores).numpy()[np.argsort(torch.cat(numbers).numpy())]
+    # The voxel of V007 is 7.
+    assert [f"V{int(score):03d}" for score in joined] == many.keys("val").tolist()
+
+
+def test_a_rank_without_samples_stands_where_the_others_stand(small: ShardSet) -> None:
+    with evaluator(small, 2, 7, 8) as empty, evaluator(small, 2, 6, 8) as other:
+        for epoch in range(3):
+            assert (len(empty), empty.epoch) == (0, epoch)
+            assert list(empty) == []
+            assert len(list(other)) == 1
+            assert empty.epoch == other.epoch == epoch + 1
+            assert empty.state_dict()["position"] == other.state_dict()["position"]
+        empty.set_epoch(9)
+        assert empty.epoch == 9
+        assert empty.stats()["samples"] == 0
+        again = evaluator(small, 2, 7, 8)
+        again.load_state_dict(json.loads(json.dumps(empty.state_dict())))
+        assert (again.epoch, list(again)) == (9, [])
+    with pytest.raises(BalanceError, match="closed"):
+        iter(empty)
 
 
 def test_training_patients_are_never_evaluated(tmp_path: Path) -> None:
