@@ -8,8 +8,11 @@ import os
 import queue
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
 
 from streaming_balance.errors import BalanceError
 
@@ -63,36 +66,49 @@ class Signal:
         return self._done
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Death:
+    """How a thread ended that nobody told to end."""
+
+    thread: str
+    """Its name."""
+    cause: str
+    """What was raised in it, in a few words."""
+    trace: str
+    """Where that was."""
+
+
 class ReaderThreads:
     """A fixed number of threads that run pieces of work in the order they were given.
 
-    The threads know the queue and nothing else, so they keep no loader alive. They end when the
+    The threads know their queues and nothing else, so they keep no loader alive. They end when the
     owner closes them, is collected, or the interpreter exits; only closing waits until they have.
+    A thread that ends by itself is an error for whoever waits for work, and another takes its
+    place.
 
     Args:
         count: number of threads, at least 1.
         prepare: run once in every thread, before its first piece of work.
+
+    Raises:
+        BalanceError: the system starts no more threads.
     """
 
     def __init__(self, count: int, *, prepare: Work | None = None) -> None:
-        self.process = os.getpid()
+        self.process, self._prepare = os.getpid(), prepare
         self._work: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-        self._threads = [
-            threading.Thread(
-                target=_run,
-                args=(self._work, prepare),
-                name=f"streaming-balance-reader-{n}",
-                daemon=True,
-            )
-            for n in range(count)
-        ]
+        self._deaths: queue.SimpleQueue[Death] = queue.SimpleQueue()
         # Collection may come at any moment: in a reader thread, or while somebody holds a lock that
         # a reader thread waits for. So it tells the threads to end and waits for none.
         self._stop = weakref.finalize(self, _stop, self._work, count, self.process)
-        for thread in self._threads:
-            thread.start()
-            _started.add(thread)
         _owners.add(self)
+        self._threads: list[threading.Thread] = []
+        try:
+            for number in range(count):
+                self._threads.append(self._new_thread(number))
+        except BalanceError:
+            self._stop()
+            raise
 
     def submit(self, work: Work) -> None:
         """Queue a piece of work; it must not raise."""
@@ -102,14 +118,17 @@ class ReaderThreads:
         """Wait until work is done.
 
         Raises:
-            BalanceError: the threads are gone, so that it never will be: after a fork, say.
+            BalanceError: it may never be. A thread has ended by itself: what it was doing is lost,
+                and new work will be done. Or all of them are gone: after a fork, say.
         """
-        while not done.wait(LIVENESS_SECONDS):
+        while True:
+            # Looking at every thread costs more than most waits; the dead say so themselves.
+            if not self._deaths.empty():
+                self._replace_dead()
+            if done.wait(LIVENESS_SECONDS):
+                return
             if not all(thread.is_alive() for thread in self._threads):
-                raise BalanceError(
-                    f"the reader threads of process {self.process} are gone (this is process "
-                    f"{os.getpid()}). Begin a new iteration in the process that uses the loader."
-                )
+                self._replace_dead()
 
     def close(self) -> None:
         """End the threads and wait for them; may be called twice."""
@@ -122,15 +141,114 @@ class ReaderThreads:
                 thread.join()
         await_exits()
 
+    def _new_thread(self, number: int) -> threading.Thread:
+        """Start one thread."""
+        thread = threading.Thread(
+            target=_run,
+            args=(self._work, self._prepare, self._deaths),
+            name=f"streaming-balance-reader-{number}",
+            daemon=True,
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise BalanceError(
+                f"reader thread {number} did not start ({error}). Every rank and every worker "
+                f"process has num_threads of them: lower num_threads, or raise the limits on "
+                f"processes (ulimit -u) and memory."
+            ) from error
+        _started.add(thread)
+        return thread
 
-def _run(work: queue.SimpleQueue[Work | None], prepare: Work | None) -> None:
+    def _replace_dead(self) -> NoReturn:
+        """Start others in the place of threads that ended by themselves, and raise what ended them.
+
+        Raises:
+            BalanceError: always.
+        """
+        if os.getpid() != self.process or not self._stop.alive:
+            raise BalanceError(
+                f"the reader threads of process {self.process} are gone (this is process "
+                f"{os.getpid()}). Begin a new iteration in the process that uses the loader."
+            )
+        deaths: list[Death] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                deaths.append(self._deaths.get_nowait())
+        causes = ", ".join(f"{death.thread}: {death.cause}" for death in deaths)
+        error = BalanceError(
+            f"a reader thread ended by itself ({causes or 'without a word'}). What it was doing is "
+            f"lost, and another takes its place: ask for the batch again."
+        )
+        for death in deaths:
+            error.add_note(death.trace)
+        # One that has just said so may still be on its way out.
+        names = {death.thread for death in deaths}
+        for number, thread in enumerate(self._threads):
+            if thread.name in names or not thread.is_alive():
+                try:
+                    self._threads[number] = self._new_thread(number)
+                except BalanceError as problem:
+                    raise error from problem
+        raise error
+
+
+def _run(
+    work: queue.SimpleQueue[Work | None],
+    prepare: Work | None,
+    deaths: queue.SimpleQueue[Death],
+) -> None:
     """Do pieces of work until told to stop."""
-    if prepare is not None:
-        prepare()
-    while (piece := work.get()) is not None:
-        piece()
-        # A finished piece holds buffers; waiting for the next one must not keep them.
-        del piece
+    try:
+        if prepare is not None:
+            prepare()
+        while (piece := work.get()) is not None:
+            piece()
+            # A finished piece holds buffers; waiting for the next one must not keep them.
+            del piece
+    except BaseException as error:  # noqa: BLE001 - whoever waits for its work is told
+        name, trace = threading.current_thread().name, "".join(traceback.format_exception(error))
+        deaths.put(Death(thread=name, cause=in_words(error), trace=trace))
+
+
+def in_words(error: BaseException) -> str:
+    """Say what was raised, an exit with its status.
+
+    Examples:
+        >>> in_words(SystemExit(123)), in_words(SystemExit("no licence"))
+        ('SystemExit with status 123', 'SystemExit with status 1: no licence')
+        >>> in_words(MemoryError()), in_words(OSError(5, "Input/output error"))
+        ('MemoryError', 'OSError: [Errno 5] Input/output error')
+    """
+    name, text = type(error).__name__, str(error)
+    if isinstance(error, SystemExit):
+        # As the interpreter does: nothing is success, and text is a failure to be printed.
+        status, text = (error.code or 0, "") if not isinstance(error.code, str) else (1, text)
+        name += f" with status {status}"
+    return f"{name}: {text}" if text else name
+
+
+def as_error(error: BaseException) -> BaseException:
+    """Give what the training loop hears of something raised in another thread.
+
+    Raised on as it is, an exit that a transform asked for would end the training as if the training
+    loop had asked for it, without a word of where that was.
+
+    Returns:
+        The error; in place of SystemExit, KeyboardInterrupt and others that are no `Exception`, a
+        `BalanceError` that says what it was, in which thread, and where.
+    """
+    if isinstance(error, Exception):
+        return error
+    told = BalanceError(
+        f"{in_words(error)} was raised in {threading.current_thread().name} of process "
+        f"{os.getpid()}, where it ends neither the thread nor the program. Raise an error that "
+        f"says what is wrong, such as ValueError, instead."
+    )
+    for note in getattr(error, "__notes__", []):
+        told.add_note(note)
+    told.__cause__ = error
+    return told
 
 
 def _stop(work: queue.SimpleQueue[Work | None], count: int, process: int) -> None:
