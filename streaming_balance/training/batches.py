@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,90 +11,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from streaming_balance.errors import ConfigError
+from streaming_balance.errors import ConfigError, ShardError
 from streaming_balance.storage.kinds import ABSENT
 from streaming_balance.storage.reader import Reader
 from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.buffers import BufferPool
+from streaming_balance.training.pending import DamagedSamples, MadeBatch, PendingBatch, Piece
+from streaming_balance.training.quarantine import Quarantine
+from streaming_balance.training.requests import Batch, BatchRequest
 from streaming_balance.training.threads import Signal
 from streaming_balance.training.transforms import KeyedTransform, Sample
 
-Batch = dict[str, Any]
 Submit = Callable[[Callable[[], None]], None]
 # Rows are filled in pieces of at least so many bytes; smaller ones cost more in queueing.
 PIECE_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchRequest:
-    """Which samples make one rank's batch, and where they stand in the run."""
-
-    epoch: int
-    """Number of the epoch."""
-    step: int
-    """Number of the global batch in the epoch."""
-    samples: NDArray[np.int64]
-    """`(b,)` sample numbers, in delivery order."""
-    slots: NDArray[np.int64]
-    """`(b,)` positions in the global batch, before it was dealt to ranks."""
-    global_size: int
-    """Samples in the global batch."""
-    num_ranks: int
-    """Ranks that share the global batch."""
-
-
-class PendingBatch:
-    """A batch whose rows are being filled.
-
-    Args:
-        request: what it will hold.
-        num_bytes: memory it takes.
-        collect: gives the arrays of the batch once all rows are filled.
-        num_pieces: pieces of work it waits for.
-    """
-
-    def __init__(
-        self,
-        request: BatchRequest,
-        *,
-        num_bytes: int,
-        collect: Callable[[], Batch],
-        num_pieces: int,
-    ) -> None:
-        self.request, self.num_bytes = request, num_bytes
-        self.done = Signal()
-        self._collect, self._missing = collect, num_pieces
-        self._errors: dict[int, BaseException] = {}
-        self._lock = threading.Lock()
-        self.cancelled = False
-        """Nobody wants it any more: pieces still queued do nothing."""
-        if not num_pieces:
-            self.done.set()
-
-    def run(self, number: int, piece: Callable[[], None]) -> None:
-        """Do one piece of work; whatever it raises waits for the batch's turn."""
-        try:
-            if not self.cancelled:
-                piece()
-        except BaseException as error:  # noqa: BLE001 - raised again where the batch is taken
-            self._errors[number] = error
-        with self._lock:
-            self._missing -= 1
-            finished = not self._missing
-        if finished:
-            self.done.set()
-
-    def take(self) -> Batch:
-        """Give the arrays of the finished batch, or raise what went wrong first in row order."""
-        if self._errors:
-            error = self._errors[min(self._errors)]
-            try:
-                raise error
-            finally:
-                # Its traceback leads back here: a circle that would keep the batch's memory.
-                self._errors.clear()
-                del error
-        return self._collect()
 
 
 class BatchAssembler:
@@ -109,6 +38,7 @@ class BatchAssembler:
         dtype: numpy dtype of the images in the batch, or None for the stored one.
         size: wanted space (D, H, W) or (H, W), centre cropped or padded; None keeps each shape.
         transform: the user's transform per sample, or None.
+        quarantine: says who stands in for damaged samples; None: damage is an error.
     """
 
     def __init__(
@@ -121,8 +51,9 @@ class BatchAssembler:
         dtype: np.dtype[Any] | None,
         size: tuple[int, ...] | None,
         transform: KeyedTransform | None,
+        quarantine: Quarantine | None = None,
     ) -> None:
-        self._reader, self._pool = reader, pool
+        self._reader, self._pool, self._quarantine = reader, pool, quarantine
         self._dtype, self._size, self._transform = dtype, size, transform
         self._labels, self._keys = shards.labels(split), shards.keys(split)
         self._patients = shards.patients(split)
@@ -136,6 +67,14 @@ class BatchAssembler:
             for group in self._groups(request, field)
         )
 
+    def settled(self, request: BatchRequest) -> BatchRequest:
+        """Replace the samples of a batch that are known to be damaged, where that is asked for.
+
+        Raises:
+            ShardError: nobody is left to stand in.
+        """
+        return request if self._quarantine is None else self._quarantine.settled(request)
+
     def begin(self, request: BatchRequest, *, num_bytes: int, submit: Submit) -> PendingBatch:
         """Take memory for a batch and queue the reading of its rows.
 
@@ -147,24 +86,40 @@ class BatchAssembler:
         Returns:
             The batch, done once all its pieces have run.
         """
-        pieces: list[Callable[[], None]] = []
+        pieces: list[Piece] = []
         if self._transform is None:
             collect = self._plan_rows(request, pieces)
         else:
             collect = self._plan_samples(request, self._transform, pieces)
-        pending = PendingBatch(
-            request,
-            num_bytes=num_bytes,
-            collect=collect,
-            num_pieces=len(pieces),
-        )
-        for number, piece in enumerate(pieces):
-            submit(lambda number=number, piece=piece: pending.run(number, piece))  # type: ignore[misc]
+        pending = PendingBatch(request, num_bytes=num_bytes, collect=collect, pieces=pieces)
+        for number in range(len(pieces)):
+            submit(lambda number=number: pending.run(number))  # type: ignore[misc]
         return pending
 
-    def _plan_rows(
-        self, request: BatchRequest, pieces: list[Callable[[], None]]
-    ) -> Callable[[], Batch]:
+    def finish(
+        self, pending: PendingBatch, *, submit: Submit, wait: Callable[[Signal], None]
+    ) -> MadeBatch:
+        """Wait for a batch and give it, with others in the place of samples found damaged.
+
+        Args:
+            pending: what `begin` gave.
+            submit: queues a piece of work.
+            wait: waits until that work is done.
+
+        Raises:
+            ShardError: a sample is damaged and none may stand in, or none is left.
+        """
+        while True:
+            wait(pending.done)
+            try:
+                return pending.take()
+            except DamagedSamples as damage:
+                assert self._quarantine is not None, "damage is looked for only to be replaced"
+                self._quarantine.add(damage.found)
+                request = self._quarantine.settled(pending.request)
+            pending = self.begin(request, num_bytes=self.num_bytes(request), submit=submit)
+
+    def _plan_rows(self, request: BatchRequest, pieces: list[Piece]) -> Callable[[], Batch]:
         """Fill the rows of the batch in place, a few neighbours at a time."""
         arrays: Batch = {}
         for field in self._fields:
@@ -175,13 +130,13 @@ class BatchAssembler:
                 shape = (len(request.samples), *shapes.pop())
                 stacked = self._pool.lend(shape, self._dtype_of(groups, field))
                 arrays[field] = stacked
-                pieces += self._row_pieces(stacked.numpy(), request.samples, field)
+                pieces += self._row_pieces(stacked.numpy(), request.samples.tolist(), field)
             else:
                 arrays[field] = self._plan_single(request, field, pieces)
         return lambda: self._described(request) | arrays
 
     def _plan_single(
-        self, request: BatchRequest, field: str, pieces: list[Callable[[], None]]
+        self, request: BatchRequest, field: str, pieces: list[Piece]
     ) -> list[torch.Tensor | None]:
         """Fill one tensor per sample where shapes differ; None where a sample has no such array."""
         singles: list[torch.Tensor | None] = []
@@ -192,25 +147,45 @@ class BatchAssembler:
             singles.append(tensor)
         return singles
 
-    def _row_pieces(
-        self, rows: NDArray[Any], samples: Sequence[int] | NDArray[np.int64], field: str
-    ) -> list[Callable[[], None]]:
+    def _row_pieces(self, rows: NDArray[Any], samples: Sequence[int], field: str) -> list[Piece]:
         """Cut the filling of rows into pieces worth queueing."""
         at_once = max(1, PIECE_BYTES // max(1, rows[:1].nbytes))
-        return [
-            lambda first=first: self._reader.read_into(  # type: ignore[misc]
-                samples[first : first + at_once], rows[first : first + at_once], field=field
-            )
-            for first in range(0, len(samples), at_once)
-        ]
+
+        def piece(first: int) -> Piece:
+            here, numbers = rows[first : first + at_once], samples[first : first + at_once]
+            return Piece(work=lambda: self._read(numbers, here, field), samples=numbers)
+
+        return [piece(first) for first in range(0, len(samples), at_once)]
+
+    def _read(self, samples: Sequence[int], rows: NDArray[Any], field: str) -> None:
+        """Fill rows; where others may stand in, find out which samples are damaged."""
+        try:
+            self._reader.read_into(samples, rows, field=field)
+        except ShardError:
+            if self._quarantine is None:
+                raise
+            if found := self._damage(samples, rows, field):
+                raise DamagedSamples(found) from None
+
+    def _damage(
+        self, samples: Sequence[int], rows: NDArray[Any], field: str
+    ) -> dict[int, ShardError]:
+        """Read samples once more, one by one: a hiccup passes, damage stays."""
+        found = {}
+        for place, sample in enumerate(samples):
+            try:
+                self._reader.read_into([sample], rows[place : place + 1], field=field)
+            except ShardError as error:
+                found[int(sample)] = error
+        return found
 
     def _plan_samples(
-        self, request: BatchRequest, transform: KeyedTransform, pieces: list[Callable[[], None]]
+        self, request: BatchRequest, transform: KeyedTransform, pieces: list[Piece]
     ) -> Callable[[], Batch]:
         """Read and transform each sample on its own, then stack what fits together."""
         results: list[Sample] = [{} for _ in request.samples]
 
-        def piece(place: int) -> Callable[[], None]:
+        def piece(place: int) -> Piece:
             def work() -> None:
                 results[place] = transform(
                     self._read_sample(request, place),
@@ -219,7 +194,7 @@ class BatchAssembler:
                     slot=int(request.slots[place]),
                 )
 
-            return work
+            return Piece(work=work, samples=[int(request.samples[place])])
 
         pieces += [piece(place) for place in range(len(results))]
         return lambda: self._described(request) | _collate(results)
@@ -231,7 +206,7 @@ class BatchAssembler:
         for field in self._fields:
             tensor = self._lend_row(number, field)
             if tensor is not None:
-                self._reader.read_into([number], tensor.numpy()[None], field=field)
+                self._read([number], tensor.numpy()[None], field)
                 sample[field] = tensor
         return sample | {
             "label": self._label(number),

@@ -14,8 +14,8 @@ from streaming_balance.errors import ConfigError
 from streaming_balance.plan.options import whole_number
 from streaming_balance.storage.reader import Verify
 from streaming_balance.storage.shards import ShardSet
-from streaming_balance.training.batches import Batch
 from streaming_balance.training.environment import default_num_threads
+from streaming_balance.training.requests import Batch
 from streaming_balance.training.transforms import Transform
 
 # Enough to keep several volumes of 33 MB under way without crowding out the training itself.

@@ -13,15 +13,19 @@ from typing import Any, NoReturn, Self
 import numpy as np
 import torch
 
-from streaming_balance.errors import BalanceError, ConfigError
+from streaming_balance.errors import BalanceError, ConfigError, ResumeError
 from streaming_balance.storage.labelling import count_carriers
 from streaming_balance.storage.reader import Reader
 from streaming_balance.storage.shards import ShardSet
-from streaming_balance.training.batches import Batch, BatchAssembler, BatchRequest
+from streaming_balance.training.batches import BatchAssembler
 from streaming_balance.training.buffers import BufferPool
+from streaming_balance.training.course import Standing
 from streaming_balance.training.delivery import DEFAULT_PREFETCH_BYTES, Delivery, numpy_dtype
 from streaming_balance.training.mixing import BatchMixer
+from streaming_balance.training.pending import MadeBatch
+from streaming_balance.training.quarantine import Candidates, Quarantine
 from streaming_balance.training.readahead import ReadAhead
+from streaming_balance.training.requests import Batch, BatchRequest
 from streaming_balance.training.state import Position
 from streaming_balance.training.threads import ReaderThreads
 from streaming_balance.training.torch_draws import one_thread_each
@@ -41,11 +45,20 @@ class PlannedLoader(ABC):
         split: name of the split.
         delivery: how batches are read and handed over.
         seed: seed of transforms.
+        standing: where iteration stands; moved on with every batch.
     """
 
-    def __init__(self, shards: ShardSet, split: str, *, delivery: Delivery, seed: int) -> None:
+    def __init__(
+        self,
+        shards: ShardSet,
+        split: str,
+        *,
+        delivery: Delivery,
+        seed: int,
+        standing: Standing | None = None,
+    ) -> None:
         self._shards, self._split, self._delivery, self._seed = shards, split, delivery, seed
-        self._position = Position(0, 0)
+        self._standing = standing or Standing()
         self._mixer: BatchMixer | None = None
         self._engine: ThreadEngine | WorkerEngine | None = None
         self._live: weakref.ref[_LoaderIterator] | None = None
@@ -53,6 +66,7 @@ class PlannedLoader(ABC):
         self._closed = False
         self._samples = self._bytes = 0
         self._seconds_waited = 0.0
+        self._slowest: dict[str, Any] | None = None
         self._labels = shards.labels(split)
         self._class_counts = np.zeros(len(shards.classes), dtype=np.int64)
 
@@ -67,6 +81,16 @@ class PlannedLoader(ABC):
     @abstractmethod
     def _following(self, position: Position) -> Position | None:
         """Give the position to read ahead after this one, or None to stop there."""
+
+    @property
+    def _position(self) -> Position:
+        """The batch that the training loop gets next."""
+        return self._standing.position
+
+    @property
+    def _candidates(self) -> Candidates | None:
+        """Who may stand in for damaged samples; None: damage is an error."""
+        return None
 
     def __len__(self) -> int:
         """Count the steps of a whole epoch."""
@@ -93,7 +117,9 @@ class PlannedLoader(ABC):
 
         Returns:
             `samples` and `bytes` delivered, `seconds_waited` by the training loop for batches,
-            and `class_counts`, label -> samples (one with several findings counts for each).
+            `class_counts`, label -> samples (one with several findings counts for each), and
+            `slowest_read`, the reading (and transforming) that took longest: `seconds`, `epoch`,
+            `step` and the `keys` read, or None before the first batch.
         """
         counts = zip(self._shards.classes, self._class_counts.tolist(), strict=True)
         return {
@@ -101,6 +127,7 @@ class PlannedLoader(ABC):
             "bytes": self._bytes,
             "seconds_waited": self._seconds_waited,
             "class_counts": dict(counts),
+            "slowest_read": None if self._slowest is None else dict(self._slowest),
         }
 
     def close(self) -> None:
@@ -133,7 +160,8 @@ class PlannedLoader(ABC):
         if self._position.epoch != epoch or self._position.step >= self._num_steps(epoch):
             return None
         started = time.perf_counter()
-        request, batch, num_bytes = self._running_engine().ahead.take(self._position)
+        made = self._running_engine().ahead.take(self._position)
+        request, batch = made.request, made.batch
         if self._mixer is not None:
             # While labels are here: looking at them on the device would wait for it.
             self._mixer.check(batch)
@@ -145,16 +173,24 @@ class PlannedLoader(ABC):
             batch = self._mixer.mix(batch, epoch=request.epoch, step=request.step, slots=slots)
         if self._delivery.batch_transform is not None:
             batch = self._delivery.batch_transform(batch)
-        self._count(request, num_bytes)
-        self._position = self._after(self._position)
+        self._count(made)
+        self._standing.advance(self._after(self._position), request.substitutions)
         return batch
 
-    def _count(self, request: BatchRequest, num_bytes: int) -> None:
+    def _count(self, made: MadeBatch) -> None:
         """Add a delivered batch to the statistics."""
+        request, slowest = made.request, made.slowest
         labels = self._labels[request.samples]
         self._class_counts += count_carriers(labels, len(self._class_counts))
         self._samples += len(request.samples)
-        self._bytes += num_bytes
+        self._bytes += made.num_bytes
+        if self._slowest is None or slowest.seconds > self._slowest["seconds"]:
+            self._slowest = {
+                "seconds": slowest.seconds,
+                "epoch": request.epoch,
+                "step": request.step,
+                "keys": self._shards.keys(self._split)[list(slowest.samples)].tolist(),
+            }
 
     def _after(self, position: Position) -> Position:
         """Give the position after a batch: the next step, or the start of the next epoch."""
@@ -164,12 +200,24 @@ class PlannedLoader(ABC):
 
     def _move_to(self, position: Position) -> None:
         """Stand somewhere else from now on."""
+        self._refuse_to_move()
+        self._standing.position = position
+
+    def _refuse_to_move(self) -> None:
+        """Refuse to change the position while an iterator is in use."""
         if self._live_iterator() is not None:
             raise BalanceError(
                 "this loader has an iterator in use; its position cannot change under it. Leave "
                 "the loop first."
             )
-        self._position = position
+
+    def _refuse_after_start(self) -> None:
+        """Refuse to take over a state once iteration has begun."""
+        if self._samples or self._live_iterator() is not None:
+            raise ResumeError(
+                "iteration of this loader has begun; a state is loaded before the first batch, or "
+                "what was delivered already would be counted nowhere. Build a new loader for it."
+            )
 
     def _claim(self, iterator: _LoaderIterator) -> None:
         """Give the batches to one iterator, if no other has them."""
@@ -266,6 +314,7 @@ class ThreadEngine:
             dtype=numpy_dtype(how.dtype),
             size=how.size,
             transform=None if transform is None else KeyedTransform(transform, seed=loader._seed),
+            quarantine=None if loader._candidates is None else Quarantine(loader._candidates),
         )
         # Bound methods would keep the loader alive through its own engine: a cycle that only the
         # garbage collector breaks. A weak reference lets the loader go with its last user.
@@ -290,7 +339,13 @@ def _worker_engine(loader: PlannedLoader) -> WorkerEngine:
     how = loader._delivery
     owner = weakref.ref(loader)
     return WorkerEngine(
-        BatchSource(loader._shards, loader._split, how=how, seed=loader._seed),
+        BatchSource(
+            loader._shards,
+            loader._split,
+            how=how,
+            seed=loader._seed,
+            candidates=loader._candidates,
+        ),
         how=how,
         request=lambda position: _alive(owner)._request(position),
         following=lambda position: _alive(owner)._following(position),

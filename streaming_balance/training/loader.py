@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from streaming_balance.config import BalanceSetting, read_settings
-from streaming_balance.errors import ConfigError, ResumeError
+from streaming_balance.errors import ConfigError
 from streaming_balance.plan.epoch import BalancedPlan
 from streaming_balance.storage.labelling import carriers
 from streaming_balance.storage.reader import Verify
 from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.announcement import about_mixing, announce, announcement
-from streaming_balance.training.batches import Batch, BatchRequest
+from streaming_balance.training.course import Course
 from streaming_balance.training.delivery import Delivery, check_shards, delivery
 from streaming_balance.training.environment import find_ranks
 from streaming_balance.training.iteration import PlannedLoader
+from streaming_balance.training.legs import plan_of
 from streaming_balance.training.mixing import BatchMixer
 from streaming_balance.training.pairing import Mixing, check_can_mix, parse_mixing
+from streaming_balance.training.quarantine import Candidates
+from streaming_balance.training.requests import Batch, BatchRequest
 from streaming_balance.training.state import LoaderState, Position, delivered, mixed_in
 from streaming_balance.training.transforms import Transform
+
+logger = logging.getLogger(__name__)
+
+OnError: TypeAlias = Literal["raise", "substitute"]
 
 
 class BalancedLoader(PlannedLoader):
@@ -39,6 +47,7 @@ class BalancedLoader(PlannedLoader):
         num_ranks: number of data-parallel ranks.
         delivery: how batches are read and handed over.
         mixing: how batches are mixed, or None.
+        substitute: whether others stand in for damaged samples.
     """
 
     def __init__(
@@ -51,17 +60,30 @@ class BalancedLoader(PlannedLoader):
         num_ranks: int,
         delivery: Delivery,
         mixing: Mixing | None = None,
+        substitute: bool = False,
     ) -> None:
-        super().__init__(shards, split, delivery=delivery, seed=plan.seed)
+        self._course = Course(
+            plan,
+            shards_digest=shards.digest,
+            rank=rank,
+            num_ranks=num_ranks,
+            substitutes=substitute,
+            mixing=mixing,
+            batch_transform=delivery.batch_transform is not None,
+        )
+        super().__init__(shards, split, delivery=delivery, seed=plan.seed, standing=self._course)
         # The last batch may be the smallest: its ranks exist or the message says why not.
         plan.rank_slots(0, plan.num_steps(0) - 1, rank=rank, num_ranks=num_ranks)
         if mixing is not None:
             check_can_mix(plan, shards, split=split, num_ranks=num_ranks)
             self._mixer = BatchMixer(mixing, num_classes=len(shards.classes), seed=plan.seed)
-        self.plan, self._mixing = plan, mixing
-        self._batch_transformed = delivery.batch_transform is not None
+        self._substitute, self._settings = substitute, plan.settings
         self.rank, self.num_ranks = rank, num_ranks
-        self._skipped: tuple[tuple[Position, Position], ...] = ()
+
+    @property
+    def plan(self) -> BalancedPlan:
+        """Which samples make each global batch."""
+        return self._course.plan
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch is to be iterated next.
@@ -81,61 +103,63 @@ class BalancedLoader(PlannedLoader):
             return
         # Fails here rather than in the first step: some shares end at 2**20 epochs.
         self.plan.quotas(target.epoch, 0)
-        start, jumps = self._position, self._skipped
-        self._move_to(target)
-        # Jumps without a batch between them are one.
-        if jumps and jumps[-1][1] == start:
-            start, jumps = jumps[-1][0], jumps[:-1]
-        self._skipped = jumps if start == target else (*jumps, (start, target))
+        self._refuse_to_move()
+        self._course.jump(target)
 
     def state_dict(self) -> dict[str, Any]:
         """Give the state: plain values, the same on every rank, to be saved with a checkpoint.
 
-        It counts the batches that the training loop has received, not those read ahead.
+        It counts the batches that the training loop has received, not those read ahead. With
+        `on_error="substitute"` a rank records what was damaged in its own part of the batches:
+        gather the states of all ranks and save what `merge_states` makes of them.
         """
-        return self._state().to_dict()
+        return self._course.state().to_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any], *, carry_exposure: bool = False) -> None:
+    def load_state_dict(
+        self, state: Mapping[str, Any], *, carry_exposure: bool | ShardSet = False
+    ) -> None:
         """Continue a run where its state says, on any number of ranks.
+
+        With `carry_exposure` the run goes on under this loader's plan, which may have another
+        strategy, seed, batch size or exclusions: first come those who had no turn yet in the
+        current pass of their class under the old plan, in the old order, then the new plan's own
+        passes. The epoch of the state begins anew, and from here on turns are compared.
 
         Args:
             state: what `state_dict` gave, perhaps passed through JSON or `torch.save`.
-            carry_exposure: reserved for continuing under another plan.
+            carry_exposure: whether another plan may go on from the state's; the data set of the old
+                plan where that is another one (`open_shards` of its folder).
 
         Raises:
-            ResumeError: the state belongs to another plan or other data, or is damaged; lists what
-                differs.
-            BalanceError: an iterator of this loader is in use.
+            ResumeError: the state belongs to another plan or other data, or is damaged: lists what
+                differs; iteration has begun; or exposure cannot be carried over.
         """
-        if carry_exposure:
-            raise ConfigError(
-                "carry_exposure=True, continuing under another plan, is not part of this version. "
-                "Build the loader with the settings of the state, or start a new run."
-            )
+        self._refuse_after_start()
         saved = LoaderState.from_dict(state)
-        saved.check_continues(self._state())
-        try:
-            for place in (saved.position, *(end for jump in saved.skipped for end in jump)):
-                self.plan.batch_size(place.epoch, place.step)
-            self._request(saved.position)
-        except (IndexError, OverflowError) as error:
-            raise ResumeError(
-                f"the state stands at {saved.position} and jumped {saved.skipped}, which the plan "
-                f"does not have ({error}); it is damaged. Use an earlier checkpoint."
-            ) from error
-        self._move_to(saved.position)
-        self._skipped = saved.skipped
-        # Once a run had one, what it saw is not known for sure any more.
-        self._batch_transformed |= saved.batch_transform
+        tables = [self._shards]
+        if isinstance(carry_exposure, ShardSet):
+            tables.append(carry_exposure)
+        if carry_exposure and not self._is_this_run(saved):
+            self._course.carry_over(saved, old=plan_of(saved, tables))
+            return
+        if not saved.complete:
+            logger.warning(
+                "this state has not the substitutions of all ranks, so that audits of this run "
+                "will be incomplete. Save merge_states of the states of all ranks."
+            )
+        plan = self.plan
+        if self._is_this_run(saved) and saved.carried_from is not None:
+            plan = plan_of(saved, tables)
+        self._course.resume(saved, plan=plan)
 
     def exposure(self) -> NDArray[np.int64]:
         """Count how often each sample was delivered in this run, over all ranks.
 
         Returns:
             `(N,)` deliveries per sample number, also as what another sample was mixed with; skipped
-            spans are not counted.
+            spans are not counted, nor is a run that this one was carried over from.
         """
-        state = self._state()
+        state = self._course.state()
         return delivered(self.plan, state) + mixed_in(self.plan, state)
 
     def stats(self) -> dict[str, Any]:
@@ -143,14 +167,19 @@ class BalancedLoader(PlannedLoader):
 
         Returns:
             As for every loader `samples`, `bytes`, `seconds_waited` and `class_counts` of this
-            process; and `exposure_spread`, label -> most minus least often delivered patient of
-            the run, over all ranks, among those not excluded; being mixed into others aside.
+            process, and `slowest_read`; `substituted`, samples delivered in the place of damaged
+            ones by this rank since a state was loaded; and `exposure_spread`, label -> most minus
+            least often delivered patient of the run, over all ranks, among those not excluded;
+            being mixed into others aside.
         """
-        return super().stats() | {"exposure_spread": self._exposure_spread()}
+        return super().stats() | {
+            "substituted": self._course.num_substituted,
+            "exposure_spread": self._exposure_spread(),
+        }
 
     def _exposure_spread(self) -> dict[str, int]:
         """Compare, per class, the patient delivered most with the one delivered least."""
-        counts = delivered(self.plan, self._state())
+        counts = delivered(self.plan, self._course.state())
         spread = {}
         for label, (mine, owner) in self._owners.items():
             per_patient = np.bincount(owner, weights=counts[mine])
@@ -173,17 +202,15 @@ class BalancedLoader(PlannedLoader):
             owners[label] = mine, np.unique(patients[mine], return_inverse=True)[1].reshape(-1)
         return owners
 
-    def _state(self) -> LoaderState:
-        """Give the state as a value."""
-        return LoaderState(
-            plan_digest=self.plan.digest,
-            settings=self.plan.settings,
-            shards_digest=self._shards.digest,
-            position=self._position,
-            skipped=self._skipped,
-            mixing=self._mixing,
-            batch_transform=self._batch_transformed,
-        )
+    def _is_this_run(self, saved: LoaderState) -> bool:
+        """Say whether a state was saved under this loader's settings, over this data."""
+        own = {name: value for name, value in saved.settings.items() if name != "carried_from"}
+        return own == self._settings and saved.shards_digest == self._shards.digest
+
+    @property
+    def _candidates(self) -> Candidates | None:
+        """Who may stand in for damaged samples; None: damage is an error."""
+        return self.plan.substitutes if self._substitute else None
 
     def _num_steps(self, epoch: int) -> int:
         """Count the global batches of an epoch."""
@@ -191,17 +218,7 @@ class BalancedLoader(PlannedLoader):
 
     def _request(self, position: Position) -> BatchRequest:
         """Say what this rank's part of a global batch holds."""
-        epoch, step = position.epoch, position.step
-        members = self.plan.batch(epoch, step)
-        slots = self.plan.rank_slots(epoch, step, rank=self.rank, num_ranks=self.num_ranks)
-        return BatchRequest(
-            epoch=epoch,
-            step=step,
-            samples=members[slots],
-            slots=slots,
-            global_size=len(members),
-            num_ranks=self.num_ranks,
-        )
+        return self._course.request(position)
 
     def _following(self, position: Position) -> Position | None:
         """Read ahead into the next epoch: training goes on there."""
@@ -227,7 +244,7 @@ def train_loader(
     workers: int = 0,
     prefetch_bytes: int | None = None,
     verify: Verify = "first",
-    on_error: Literal["raise", "substitute"] = "raise",
+    on_error: OnError = "raise",
     exclude: Iterable[str] = (),
 ) -> BalancedLoader:
     """Stream balanced batches of a packed data set for training.
@@ -261,7 +278,9 @@ def train_loader(
         prefetch_bytes: most bytes of batches read ahead; None is 512 MiB. One batch always is, and
             with workers one for each.
         verify: compare checksums on `first` touch, `always` or `never`.
-        on_error: `raise`; `substitute` is reserved.
+        on_error: what a damaged sample is: `raise` an error; `substitute` lets another of its class
+            that is not in the batch stand in, recorded in the state. Quotas, shapes and the
+            batches of other ranks stay as planned.
         exclude: sample keys or patient ids to leave out.
 
     Returns:
@@ -282,7 +301,10 @@ def train_loader(
         (torch.Size([4, 4, 24, 24, 24]), [0, 0, 1, 1])
     """
     check_shards(shards)
-    _refuse_reserved(on_error=on_error)
+    if on_error not in get_args(OnError):
+        raise ConfigError(
+            f"on_error is {on_error!r}; it must be one of {', '.join(get_args(OnError))}."
+        )
     mixed_how = parse_mixing(mixing)
     settings = read_settings(balance)
     if seed is None:
@@ -319,13 +341,8 @@ def train_loader(
         num_ranks=found_num_ranks,
         delivery=how,
         mixing=mixed_how,
+        substitute=on_error == "substitute",
     )
     if not found_rank:
         announce([*messages, *about_mixing(mixed_how)])
     return loader
-
-
-def _refuse_reserved(*, on_error: str) -> None:
-    """Refuse arguments whose meaning is fixed but not built yet, rather than ignore them."""
-    if on_error != "raise":
-        raise ConfigError(f"on_error is {on_error!r}; this version has 'raise' only.")

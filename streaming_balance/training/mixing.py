@@ -13,7 +13,6 @@ from torch.nn.functional import one_hot
 from streaming_balance.errors import ConfigError
 from streaming_balance.plan.keys import check_seed
 from streaming_balance.plan.options import whole_number
-from streaming_balance.training.batches import Batch
 from streaming_balance.training.pairing import (
     Boxes,
     Mixing,
@@ -24,6 +23,7 @@ from streaming_balance.training.pairing import (
     mixed_steps,
     unmixed,
 )
+from streaming_balance.training.requests import Batch
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,9 @@ from collections import deque
 from collections.abc import Callable
 
 from streaming_balance.errors import BalanceError
-from streaming_balance.training.batches import Batch, BatchAssembler, BatchRequest, PendingBatch
+from streaming_balance.training.batches import BatchAssembler
+from streaming_balance.training.pending import MadeBatch, PendingBatch
+from streaming_balance.training.requests import BatchRequest
 from streaming_balance.training.state import Position
 from streaming_balance.training.threads import ReaderThreads
 
@@ -49,31 +51,29 @@ class ReadAhead:
         self.most_bytes = 0
         """Most bytes that were ever under way at once."""
 
-    def take(self, position: Position) -> tuple[BatchRequest, Batch, int]:
+    def take(self, position: Position) -> MadeBatch:
         """Give the batch at a position, and leave the next ones under way.
 
-        Returns:
-            What was asked for, the batch, and its bytes.
-
         Raises:
-            ShardError: a sample of this batch could not be read.
+            ShardError: a sample of this batch could not be read, and none may stand in for it.
         """
         if self._pending and self._pending[0][0] != position:
             self.clear()
         if not self._pending:
-            self._begin(position, self._request(position))
+            self._begin(position, self._assembler.settled(self._request(position)))
         pending = self._pending[0][1]
         self._threads.wait(pending.done)
         # Gone from the queue even if it failed: asking again reads it again.
         self._pending.popleft()
-        batch = pending.take()
+        made = self._assembler.finish(pending, submit=self._threads.submit, wait=self._threads.wait)
         try:
             self._read_on(position)
         except KeyboardInterrupt:
             # Nobody has received the batch; asking again must not read it again.
-            self._pending.appendleft((position, pending))
+            if pending.request is made.request:
+                self._pending.appendleft((position, pending))
             raise
-        return pending.request, batch, pending.num_bytes
+        return made
 
     def clear(self) -> None:
         """Forget what is under way."""
@@ -103,7 +103,7 @@ class ReadAhead:
         """Say what a position asks for, planned once even if it had to wait for room."""
         if self._refused is not None and self._refused[0] == position:
             return self._refused[1]
-        return self._request(position)
+        return self._assembler.settled(self._request(position))
 
     def _begin(self, position: Position, request: BatchRequest) -> bool:
         """Begin one batch if it fits the budget; the first one always does."""

@@ -17,7 +17,7 @@ from streaming_balance.errors import ConfigError
 from streaming_balance.plan.options import whole_number
 from streaming_balance.storage.reader import Reader, Verify
 from streaming_balance.storage.shards import ShardSet
-from streaming_balance.training.batches import BatchAssembler, BatchRequest
+from streaming_balance.training.batches import BatchAssembler
 from streaming_balance.training.buffers import BufferPool
 from streaming_balance.training.delivery import (
     Delivery,
@@ -25,6 +25,7 @@ from streaming_balance.training.delivery import (
     delivery,
     numpy_dtype,
 )
+from streaming_balance.training.requests import BatchRequest
 from streaming_balance.training.transforms import Sample, Transform
 
 # Free memory kept from one read for the next, beside two buffers of any size.
@@ -232,7 +233,7 @@ class _Files:
             num_ranks=1,
         )
         pending = self._assembler.begin(request, num_bytes=0, submit=lambda work: work())
-        batch = pending.take()
+        batch = pending.take().batch
         return {name: batch[name] for name in self._fields if name in batch}
 
 

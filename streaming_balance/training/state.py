@@ -2,7 +2,8 @@
 
 A state is a handful of plain values: which plan it belongs to, how far the training loop came, and
 what was left out on the way. It is JSON-able, the same on every rank, and as large at step ten
-million as at step ten.
+million as at step ten. Only the records of samples that stood in for damaged ones are a rank's own,
+and `merging.merge_states` unites them.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from numpy.typing import NDArray
 from streaming_balance.errors import ResumeError
 from streaming_balance.plan.epoch import BalancedPlan
 from streaming_balance.training.pairing import Mixing, mixed_steps, parse_mixing
+from streaming_balance.training.records import Recorders, Substitution
 
 STATE_VERSION = 1
+# A run changes its plan a few times; a document nested deeper than this is no state.
+MOST_CARRIES = 64
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -45,12 +49,24 @@ class LoaderState:
     """The batch that the training loop gets next."""
     skipped: tuple[tuple[Position, Position], ...]
     """Jumps by `set_epoch`: from the batch that would have come next, to the one that did."""
-    substitutions: tuple[Mapping[str, Any], ...] = ()
-    """This rank's records of samples that stood in for damaged ones."""
+    substitutions: tuple[Substitution, ...] = ()
+    """Records of samples that stood in for damaged ones."""
+    recorders: Recorders | None = None
+    """Whose records since the last load these are; None: everybody's."""
+    complete_before: bool = True
+    """Whether all records of the time before the last load are here."""
+    carried_from: CarriedFrom | None = None
+    """The run under another plan that this one goes on from."""
     mixing: Mixing | None = None
     """How batches are mixed, the same for the whole run; None: not at all."""
     batch_transform: bool = False
     """Whether the user's own function had batches of this run: what it did is not known here."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every substitution of the run, on whatever rank, is recorded here."""
+        before = self.carried_from is None or self.carried_from.state.complete
+        return before and self.complete_before and self.recorders is None
 
     def to_dict(self) -> dict[str, Any]:
         """Give the state as plain values.
@@ -71,9 +87,12 @@ class LoaderState:
                 {"from": [start.epoch, start.step], "to": [stop.epoch, stop.step]}
                 for start, stop in self.skipped
             ],
-            "substitutions": [dict(record) for record in self.substitutions],
+            "substitutions": [record.to_dict() for record in self.substitutions],
+            "recorders": None if self.recorders is None else self.recorders.to_dict(),
+            "complete_before": self.complete_before,
             "mixing": _settings_of(self.mixing),
             "batch_transform": self.batch_transform,
+            "carried_from": None if self.carried_from is None else self.carried_from.to_dict(),
         }
 
     @classmethod
@@ -138,6 +157,20 @@ class LoaderState:
             )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CarriedFrom:
+    """The run that another one, under a new plan, goes on from."""
+
+    state: LoaderState
+    """Where the run before stood."""
+    ordinals: Mapping[str, int]
+    """Class, or stratum of one -> its draws under the plan before: whose turn it was."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give it as plain values."""
+        return {"state": self.state.to_dict(), "ordinals": dict(self.ordinals)}
+
+
 def delivered(plan: BalancedPlan, state: LoaderState) -> NDArray[np.int64]:
     """Count how often each sample was delivered in a run, over all ranks.
 
@@ -157,8 +190,8 @@ def delivered(plan: BalancedPlan, state: LoaderState) -> NDArray[np.int64]:
         counts -= plan.exposure(stop.epoch, stop.step)
         counts += plan.exposure(start.epoch, start.step)
     for record in state.substitutions:
-        counts[record["sample"]] -= 1
-        counts[record["substitute"]] += 1
+        counts[record.sample] -= 1
+        counts[record.substitute] += 1
     return counts
 
 
@@ -183,21 +216,21 @@ def mixed_in(plan: BalancedPlan, state: LoaderState) -> NDArray[np.int64]:
     counts = np.zeros(plan.num_samples, dtype=np.int64)
     if mixing is None or not mixing.probability:
         return counts
-    for epoch, first, stop in _stretches(plan, state):
+    for epoch, first, stop in stretches(plan, state):
         mixed = mixed_steps(mixing, seed=plan.seed, epoch=epoch, first=first, stop=stop)
         for step in (first + np.flatnonzero(mixed)).tolist():
             np.add.at(counts, plan.batch(epoch, step), 1)
     for record in state.substitutions:
-        epoch, step = record["epoch"], record["step"]
-        if mixed_steps(mixing, seed=plan.seed, epoch=epoch, first=step, stop=step + 1)[0]:
-            counts[record["sample"]] -= 1
-            counts[record["substitute"]] += 1
+        step = record.step
+        if mixed_steps(mixing, seed=plan.seed, epoch=record.epoch, first=step, stop=step + 1)[0]:
+            counts[record.sample] -= 1
+            counts[record.substitute] += 1
     return counts
 
 
-def _stretches(plan: BalancedPlan, state: LoaderState) -> Iterator[tuple[int, int, int]]:
+def stretches(plan: BalancedPlan, state: LoaderState) -> Iterator[tuple[int, int, int]]:
     """Give what was delivered, in order, as (epoch, first step, step after the last)."""
-    starts = (Position(0, 0), *(landed for _, landed in state.skipped))
+    starts = (Position(getattr(plan, "first_epoch", 0), 0), *(landed for _, landed in state.skipped))
     stops = (*(left for left, _ in state.skipped), state.position)
     for start, stop in zip(starts, stops, strict=True):
         for epoch in range(start.epoch, stop.epoch + 1):
@@ -211,8 +244,9 @@ def _settings_of(mixing: Mixing | None) -> dict[str, Any] | None:
     return None if mixing is None else mixing.settings()
 
 
-def _read(state: Mapping[str, Any]) -> LoaderState:
+def _read(state: Mapping[str, Any], *, carries: int = 0) -> LoaderState:
     """Pick a state apart, type by type."""
+    recorders = state.get("recorders")
     skipped = [
         (_position(*jump["from"]), _position(*jump["to"])) for jump in list(state["skipped"])
     ]
@@ -222,18 +256,37 @@ def _read(state: Mapping[str, Any]) -> LoaderState:
         shards_digest=_text(state["shards_digest"]),
         position=_position(state["position"]["epoch"], state["position"]["step"]),
         skipped=tuple(skipped),
-        substitutions=tuple(dict(record.items()) for record in list(state["substitutions"])),
+        substitutions=tuple(map(Substitution.from_dict, list(state["substitutions"]))),
+        recorders=None if recorders is None else Recorders.from_dict(recorders),
+        complete_before=_flag(state.get("complete_before", True)),
         mixing=parse_mixing(state.get("mixing")),
         batch_transform=_flag(state.get("batch_transform", False)),
+        carried_from=_carried(state.get("carried_from"), carries=carries),
     )
+
+
+def _carried(entry: Mapping[str, Any] | None, *, carries: int) -> CarriedFrom | None:
+    """Read the state of the run before, if there was one."""
+    if entry is None:
+        return None
+    if carries == MOST_CARRIES:
+        raise ValueError(f"it is carried over more than {MOST_CARRIES} times")
+    if entry["state"].get("version") != STATE_VERSION:
+        raise ValueError(f"the run before has version {entry['state'].get('version')!r}")
+    ordinals = {str(name): _count(count) for name, count in entry["ordinals"].items()}
+    return CarriedFrom(state=_read(entry["state"], carries=carries + 1), ordinals=ordinals)
 
 
 def _position(epoch: object, step: object) -> Position:
     """Check that a position is two whole numbers from 0."""
-    for number in (epoch, step):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-            raise ValueError(f"position ({epoch!r}, {step!r}) is not two whole numbers from 0")
-    return Position(int(str(epoch)), int(str(step)))
+    return Position(_count(epoch), _count(step))
+
+
+def _count(number: object) -> int:
+    """Check that a count is a whole number from 0."""
+    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+        raise ValueError(f"{number!r} is no whole number from 0")
+    return number
 
 
 def _flag(value: object) -> bool:

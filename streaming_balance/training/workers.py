@@ -9,6 +9,7 @@ know, and the same whether threads or processes make the batches.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import traceback
@@ -25,12 +26,16 @@ import torch
 
 from streaming_balance.errors import BalanceError, ConfigError
 from streaming_balance.storage.shards import ShardSet
-from streaming_balance.training.batches import Batch, BatchAssembler, BatchRequest
+from streaming_balance.training.batches import BatchAssembler
 from streaming_balance.training.buffers import BufferPool
 from streaming_balance.training.delivery import Delivery, numpy_dtype
+from streaming_balance.training.pending import MadeBatch
+from streaming_balance.training.quarantine import Candidates, Quarantine
 from streaming_balance.training.readahead import MOST_BATCHES
+from streaming_balance.training.requests import Batch, BatchRequest
 from streaming_balance.training.state import Position
-from streaming_balance.training.threads import ReaderThreads, await_exits
+from streaming_balance.training.stopping import heard_signals, leave_signals
+from streaming_balance.training.threads import ReaderThreads, Signal, await_exits
 from streaming_balance.training.transforms import KeyedTransform
 
 Request = Callable[[Position], BatchRequest]
@@ -58,20 +63,31 @@ class BatchSource:
         split: name of the split.
         how: how batches are read.
         seed: seed of transforms.
+        candidates: says who may stand in for damaged samples; None: damage is an error.
     """
 
-    def __init__(self, shards: ShardSet, split: str, *, how: Delivery, seed: int) -> None:
+    def __init__(
+        self,
+        shards: ShardSet,
+        split: str,
+        *,
+        how: Delivery,
+        seed: int,
+        candidates: Candidates | None = None,
+    ) -> None:
         self._shards, self._split, self._seed = shards, split, seed
+        self._candidates = candidates
         # What happens to a finished batch happens in the process that asked.
         self._how = replace(how, batch_transform=None, device=None)
         self._assembler: BatchAssembler | None = None
         self._threads: ReaderThreads | None = None
 
-    def __getitem__(self, request: BatchRequest) -> tuple[Batch, int] | Failure:
+    def __getitem__(self, request: BatchRequest) -> MadeBatch | Failure:
         """Make a batch, its tensors in shared memory, or give what went wrong."""
         try:
-            batch, num_bytes = self._made(request)
-            return _shared(batch, num_bytes), num_bytes
+            made = self._made(request)
+            _share_all(made.batch, made.num_bytes)
+            return made
         except Exception as error:  # noqa: BLE001 - raised again in the process that asked
             return Failure(error=_sendable(error))
 
@@ -90,20 +106,16 @@ class BatchSource:
             )
             return assembler.num_bytes(request)
 
-    def _made(self, request: BatchRequest) -> tuple[Batch, int]:
+    def _made(self, request: BatchRequest) -> MadeBatch:
         """Read and transform the samples of a batch."""
         if self._assembler is None:
             self._assembler = self._prepared()
-        threads = self._threads
-        num_bytes = self._assembler.num_bytes(request)
-        pending = self._assembler.begin(
-            request,
-            num_bytes=num_bytes,
-            submit=_run_now if threads is None else threads.submit,
-        )
-        if threads is not None:
-            threads.wait(pending.done)
-        return pending.take(), num_bytes
+        assembler, threads = self._assembler, self._threads
+        wanted = assembler.settled(request)
+        submit = _run_now if threads is None else threads.submit
+        wait = _no_wait if threads is None else threads.wait
+        pending = assembler.begin(wanted, num_bytes=assembler.num_bytes(wanted), submit=submit)
+        return assembler.finish(pending, submit=submit, wait=wait)
 
     def _prepared(self) -> BatchAssembler:
         """Open what this process reads with."""
@@ -123,6 +135,7 @@ class BatchSource:
             dtype=numpy_dtype(how.dtype),
             size=how.size,
             transform=transform,
+            quarantine=None if self._candidates is None else Quarantine(self._candidates),
         )
 
 
@@ -143,7 +156,7 @@ class WorkerEngine:
         self._source, self._how = source, how
         self._request, self._following = request, following
         self._stream: Any = None
-        self._asked: deque[tuple[Position, BatchRequest]] = deque()
+        self._asked: deque[Position] = deque()
         _engines.add(self)
 
     @property
@@ -151,18 +164,15 @@ class WorkerEngine:
         """What batches are taken from."""
         return self
 
-    def take(self, position: Position) -> tuple[BatchRequest, Batch, int]:
+    def take(self, position: Position) -> MadeBatch:
         """Give the batch at a position, and leave the next ones under way.
-
-        Returns:
-            What was asked for, the batch, and its bytes.
 
         Raises:
             BalanceError: a worker process died; asking again starts new ones.
             Exception: what went wrong in the worker.
         """
         try:
-            if self._stream is None or not self._asked or self._asked[0][0] != position:
+            if self._stream is None or not self._asked or self._asked[0] != position:
                 self._start(position)
             answer = next(self._stream)
         except BaseException as error:
@@ -180,8 +190,9 @@ class WorkerEngine:
         if isinstance(answer, Failure):
             self.clear()
             raise answer.error
-        batch, num_bytes = answer
-        return self._asked.popleft()[1], batch, num_bytes
+        assert isinstance(answer, MadeBatch), "a worker sends what it made, or what went wrong"
+        self._asked.popleft()
+        return answer
 
     def clear(self) -> None:
         """End the workers and forget what is under way."""
@@ -230,6 +241,7 @@ def _stream(
             sampler=requests,
             batch_size=None,
             collate_fn=_as_it_is,
+            worker_init_fn=functools.partial(leave_signals, heard_signals(), os.getpid()),
             num_workers=count,
             prefetch_factor=each,
             pin_memory=torch.cuda.is_available(),
@@ -245,7 +257,7 @@ def _requests(
     *,
     request: Request,
     following: Following,
-    asked: deque[tuple[Position, BatchRequest]],
+    asked: deque[Position],
 ) -> Iterator[BatchRequest]:
     """Say what one batch after another holds, and note what was said."""
     upcoming: Position | None = position
@@ -255,7 +267,7 @@ def _requests(
         except BalanceError:
             # A batch that cannot even be planned says so when its turn comes, not before.
             return
-        asked.append((upcoming, wanted))
+        asked.append(upcoming)
         yield wanted
         upcoming = following(upcoming)
 
@@ -270,7 +282,12 @@ def _run_now(work: Callable[[], None]) -> None:
     work()
 
 
-def _shared(batch: Batch, num_bytes: int) -> Batch:
+def _no_wait(done: Signal) -> None:
+    """Find a batch finished: its work was done at once."""
+    assert done.is_set(), "work was done as it was given"
+
+
+def _share_all(batch: Batch, num_bytes: int) -> None:
     """Move the tensors of a batch to shared memory, and see that all else can be sent.
 
     Both would otherwise happen in a thread of the queue that nobody hears from when it fails.
@@ -292,7 +309,6 @@ def _shared(batch: Batch, num_bytes: int) -> Batch:
                 f"transform gave {name!r}, which cannot be sent from a worker process ({problem}). "
                 f"Give tensors, numbers and text, or use workers=0."
             )
-    return batch
 
 
 def _share(tensor: torch.Tensor) -> None:

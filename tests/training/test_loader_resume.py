@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from streaming_balance.errors import ResumeError
 from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.iteration import ThreadEngine
 from streaming_balance.training.loader import BalancedLoader, train_loader
@@ -123,13 +124,21 @@ def test_a_state_saved_at_the_end_of_an_epoch_begins_the_next(small: ShardSet) -
     close([first, second])
 
 
-def test_loading_an_earlier_state_into_a_loader_that_has_run_goes_back(small: ShardSet) -> None:
+def test_a_loader_that_has_begun_takes_no_state_and_a_new_one_goes_back(small: ShardSet) -> None:
     (loader,) = ranks_of(small, "class_balanced", 1)
     with loader:
         beginning = loader.state_dict()
-        first = take(loader, 5)
+        # Elsewhere, but no batch was delivered yet.
+        loader.set_epoch(3)
         loader.load_state_dict(beginning)
-        assert take(loader, 5) == first
+        first = take(loader, 5)
+        with pytest.raises(ResumeError, match=r"iteration of this loader has begun.* new loader"):
+            loader.load_state_dict(beginning)
+        assert loader.state_dict()["position"] == {"epoch": 1, "step": 1}
+    (again,) = ranks_of(small, "class_balanced", 1)
+    with again:
+        again.load_state_dict(beginning)
+        assert take(again, 5) == first
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from streaming_balance.errors import BalanceError, ConfigError, ResumeError
+from streaming_balance.errors import ResumeError
 from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.loader import BalancedLoader, train_loader
 from tests.training.cohorts import cohort, packed, take
@@ -52,12 +52,9 @@ def test_it_is_as_large_at_step_ten_million_as_at_step_ten(small: ShardSet) -> N
 def test_jumps_without_a_batch_between_them_are_kept_as_one(small: ShardSet) -> None:
     loader = loader_of(small)
     take(loader, 2)
-    before = loader.state_dict()
     for epoch in (4, 2, 9, 1, 6):
         loader.set_epoch(epoch)
     assert loader.state_dict()["skipped"] == [{"from": [0, 2], "to": [6, 0]}]
-    loader.load_state_dict(before)
-    assert loader.state_dict() == before
 
 
 @pytest.mark.parametrize("way", ["json", "torch", "none"])
@@ -212,20 +209,13 @@ def test_a_state_far_in_the_future_is_continued_exactly(small: ShardSet) -> None
     assert sorted(batch["sample"].tolist()) == sorted(loader.plan.batch(10**12, 3).tolist())
 
 
-def test_loading_while_an_iterator_is_in_use_is_refused(small: ShardSet) -> None:
+@pytest.mark.parametrize("batches", [0, 1])
+def test_loading_after_iteration_began_is_refused(small: ShardSet, batches: int) -> None:
     with loader_of(small) as loader:
         state = loader.state_dict()
         iterator = iter(loader)
-        next(iterator)
-        with pytest.raises(BalanceError, match="iterator in use"):
+        for _ in range(batches):
+            next(iterator)
+        with pytest.raises(ResumeError, match="has begun"):
             loader.load_state_dict(state)
-        assert next(iterator)["step"] == 1
-        del iterator
-        loader.load_state_dict(state)
-        assert take(loader, 1)[0][:2] == (0, 0)
-
-
-def test_carrying_exposure_into_another_plan_is_refused_for_now(small: ShardSet) -> None:
-    loader = loader_of(small)
-    with pytest.raises(ConfigError, match="carry_exposure"):
-        loader.load_state_dict(loader.state_dict(), carry_exposure=True)
+        assert next(iterator)["step"] == batches

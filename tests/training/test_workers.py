@@ -64,7 +64,7 @@ def walked(shards: ShardSet, **options: Any) -> list[Any]:
         loader.set_epoch(loader.epoch + 3)
         notes += take(loader, 3)
         state = json.loads(json.dumps(loader.state_dict()))
-        notes.append({**loader.stats(), "seconds_waited": None})
+        notes.append({**loader.stats(), "seconds_waited": None, "slowest_read": None})
     with loader_of(shards, **options) as resumed:
         resumed.load_state_dict(state)
         notes += take(resumed, 4)
