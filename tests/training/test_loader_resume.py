@@ -134,7 +134,7 @@ def test_a_loader_that_has_begun_takes_no_state_and_a_new_one_goes_back(small: S
         first = take(loader, 5)
         with pytest.raises(ResumeError, match=r"iteration of this loader has begun.* new loader"):
             loader.load_state_dict(beginning)
-        assert loader.state_dict()["position"] == {"epoch": 1, "step": 1}
+        assert loader.state_dict()["position"] == {"epoch": 1, "step": 2}
     (again,) = ranks_of(small, "class_balanced", 1)
     with again:
         again.load_state_dict(beginning)
