@@ -18,11 +18,11 @@ from streaming_balance.errors import ConfigError, ResumeError
 from streaming_balance.plan.options import whole_number
 from streaming_balance.storage.reader import Verify
 from streaming_balance.storage.shards import ShardSet
-from streaming_balance.training.requests import Batch, BatchRequest
 from streaming_balance.training.delivery import Delivery, check_shards, delivery
 from streaming_balance.training.environment import find_ranks
 from streaming_balance.training.gathered import Gathered, check_exactly_once
 from streaming_balance.training.iteration import PlannedLoader
+from streaming_balance.training.requests import Batch, BatchRequest
 from streaming_balance.training.state import LoaderState, Position
 from streaming_balance.training.transforms import Transform
 
@@ -183,11 +183,12 @@ class EvalLoader(PlannedLoader):
             carry_exposure: has no meaning in evaluation and must be False.
 
         Raises:
-            ResumeError: the state belongs to other data, another rank or batch size.
-            BalanceError: an iterator of this loader is in use.
+            ResumeError: the state belongs to other data, another rank or batch size, or iteration
+                of this loader has begun.
         """
         if carry_exposure:
             raise ConfigError("carry_exposure has no meaning in evaluation; leave it False.")
+        self._refuse_after_start()
         saved = LoaderState.from_dict(state)
         saved.check_continues(self._state())
         # A rank without samples has no steps; its state stands at step 0 all the same.

@@ -171,6 +171,20 @@ def test_a_resumed_pass_equals_the_uninterrupted_one(small: ShardSet) -> None:
                 assert second.epoch == 1
 
 
+@pytest.mark.parametrize("live", [True, False])
+def test_a_state_is_not_loaded_once_a_pass_has_begun(small: ShardSet, live: bool) -> None:
+    with evaluator(small) as loader, evaluator(small) as other:
+        state = loader.state_dict()
+        iterator = iter(loader)
+        if not live:
+            assert len(list(iterator)) == 3
+        with pytest.raises(ResumeError, match=r"has begun.*Build a new loader"):
+            loader.load_state_dict(state)
+        assert loader.epoch == (not live)
+        other.load_state_dict(state)
+        assert keys(other) == [f"V{n:02d}" for n in range(7)]
+
+
 @pytest.mark.parametrize(
     ("batch_size", "rank", "num_ranks", "named"),
     [
