@@ -36,9 +36,12 @@ class ShardSet:
     read-only. Safe for many threads.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, table: SampleTable) -> None:
-        """Take what was opened and checked; use `open_shards`."""
+    def __init__(
+        self, path: Path, manifest: Manifest, table: SampleTable, *, is_whole: bool = True
+    ) -> None:
+        """Take what was opened and checked; use `open_shards`, or `open_table` without shards."""
         self._path = path
+        self._is_whole = is_whole
         self._manifest = manifest
         self._table = table
         self._splits = tuple(split.name for split in manifest.splits)
@@ -106,7 +109,8 @@ class ShardSet:
 
     def __reduce__(self) -> tuple[Callable[[str], ShardSet], tuple[str]]:
         """Travel to another process as a path, which is opened and checked again there."""
-        return open_shards, (str(self._path.absolute()),)
+        reopen = open_shards if self._is_whole else open_table
+        return reopen, (str(self._path.absolute()),)
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{split} {size}" for split, size in self._sizes.items())
@@ -286,6 +290,34 @@ def open_shards(
     manifest = read_manifest(folder)
     _check_shards(folder, manifest)
     return ShardSet(folder, manifest, SampleTable.open(folder / manifest.table.name, manifest))
+
+
+def open_table(folder: str | Path) -> ShardSet:
+    """Open what a data set says about its samples, whether its shards are still there or not.
+
+    Manifest and sample table are checked as by `open_shards`, patients in two splits included.
+    Enough for a plan or an audit; reading a sample whose shard is gone fails.
+
+    Args:
+        folder: holds `manifest.json` and the sample table.
+
+    Returns:
+        The open data set.
+
+    Raises:
+        ConfigError: no folder, a remote URL, or Windows.
+        ShardError: the manifest or the table is missing, damaged or of another pack.
+        SplitError: a patient is in two splits.
+
+    Examples:
+        >>> open_table("shards/demo").digest == open_shards("shards/demo").digest
+        True
+    """
+    _check_platform(sys.platform)
+    path = _local_folder(folder)
+    manifest = read_manifest(path)
+    table = SampleTable.open(path / manifest.table.name, manifest)
+    return ShardSet(path, manifest, table, is_whole=False)
 
 
 def _check_platform(platform: str) -> None:
