@@ -181,10 +181,11 @@ class StopTogether:
         except RuntimeError as error:
             raise BalanceError(
                 f"rank {rank} asked all {num_ranks} ranks whether to stop (call {self._calls} of "
-                f"requested()), and they did not all answer: {error} A rank has died or hangs, or "
-                f"calls requested() more or less often than the others. Look for what the other "
-                f"ranks said first; torchrun names the one that failed first. Then resume from the "
-                f"last saved state, on any number of ranks."
+                f"requested()), and they did not all answer: one has died, hangs, takes longer "
+                f"than the group's timeout, or calls requested() more or less often than the "
+                f"others. Look for what the other ranks said first; torchrun names the one that "
+                f"failed first. Then resume from the last saved state, on any number of ranks. "
+                f"torch says: {error}"
             ) from error
         return highest - 1 if highest else None
 
@@ -194,7 +195,7 @@ def heard_signals() -> tuple[int, ...]:
     return tuple(sorted({number for stop in _entered for number in stop._previous}))
 
 
-def leave_signals(signals: tuple[int, ...], owner: int) -> None:
+def leave_signals(signals: tuple[int, ...], owner: int, worker: int) -> None:  # noqa: ARG001
     """In a worker process: obey these signals from its owner alone, from now on.
 
     A cluster and torchrun signal a rank's whole process group. The rank notes it and goes on to the
@@ -204,6 +205,7 @@ def leave_signals(signals: tuple[int, ...], owner: int) -> None:
     Args:
         signals: numbers of the signals; none leaves all as it is.
         owner: process that started this one.
+        worker: its number, which torch tells; all workers do the same.
     """
     # macOS does not say who sent a signal; there all of them end a worker.
     if signals and hasattr(signal, "sigwaitinfo"):
