@@ -148,7 +148,9 @@ class Course(Standing):
             ResumeError: it belongs to another plan or other data, or names what the plan lacks.
         """
         saved.check_continues(
-            replace(self.state(), plan_digest=plan.digest, settings=plan.settings)
+            replace(self.state(), plan_digest=plan.digest, settings=plan.settings),
+            way_out=" To go on under the loader's plan instead, each patient's turns kept, load the "
+            "state with carry_exposure=True.",
         )
         try:
             for place in (saved.position, *(end for jump in saved.skipped for end in jump)):

@@ -25,8 +25,14 @@ def plan_of(state: LoaderState, tables: Iterable[ShardSet]) -> BalancedPlan:
     Raises:
         ResumeError: a data set is missing, or the settings do not give the plan that is named.
     """
-    shards = table_of(state, tables := list(tables))
     settings: Mapping[str, Any] = state.settings
+    if "balance" not in settings and {"batch_size", "rank"} <= settings.keys():
+        raise ResumeError(
+            f"this is the state of an evaluation over {settings.get('split')!r}, which follows no "
+            f"plan: it delivers every sample once, in packed order. Give the state of a training "
+            f"loader."
+        )
+    shards = table_of(state, tables := list(tables))
     if settings.get("version") != PLAN_VERSION:
         raise ResumeError(
             f"the state's plan has version {settings.get('version')!r}; this release plans by "

@@ -76,6 +76,6 @@ class Quarantine:
                 )
         raise ShardError(
             f"{self._damaged[sample]} Nobody is left to stand in for it at epoch {request.epoch}, "
-            f"step {request.step}, slot {slot}: the class has {len(candidates)} others for this "
-            f"slot, and all of them are damaged."
+            f"step {request.step}, slot {slot}: of its class, {len(candidates)} samples outside "
+            f"this batch may take this slot, and none of them is sound."
         )

@@ -120,11 +120,12 @@ class LoaderState:
                 f"state_dict() gave. Use an earlier checkpoint."
             ) from error
 
-    def check_continues(self, other: LoaderState) -> None:
+    def check_continues(self, other: LoaderState, *, way_out: str = "") -> None:
         """Refuse to continue a run of another plan or other data.
 
         Args:
             other: the state of the loader that is asked to continue this one.
+            way_out: what else could be done, a sentence.
 
         Raises:
             ResumeError: lists every field with what the state has and what the loader has.
@@ -154,6 +155,7 @@ class LoaderState:
                 "the state belongs to another run. "
                 + "; ".join(differences)
                 + ". Build the loader with the state's values, or start a new run."
+                + way_out
             )
 
 
@@ -230,7 +232,10 @@ def mixed_in(plan: BalancedPlan, state: LoaderState) -> NDArray[np.int64]:
 
 def stretches(plan: BalancedPlan, state: LoaderState) -> Iterator[tuple[int, int, int]]:
     """Give what was delivered, in order, as (epoch, first step, step after the last)."""
-    starts = (Position(getattr(plan, "first_epoch", 0), 0), *(landed for _, landed in state.skipped))
+    starts = (
+        Position(plan.first_epoch, 0),
+        *(landed for _, landed in state.skipped),
+    )
     stops = (*(left for left, _ in state.skipped), state.position)
     for start, stop in zip(starts, stops, strict=True):
         for epoch in range(start.epoch, stop.epoch + 1):
