@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from streaming_balance.plan.carried_rotation import PassBegun, deliveries, make_rotation
 from streaming_balance.plan.keys import stream_key
 from streaming_balance.plan.members import ClassMembers
 from streaming_balance.plan.permutation import mix64
@@ -28,14 +30,19 @@ class ClassTurns:
 
     __slots__ = (
         "_classes",
+        "_first_epoch",
         "_members",
         "_num_samples",
         "_per_batch",
         "_present",
-        "_rotations",
+        "_seed",
         "_shape",
         "_units",
+        "rotations",
     )
+
+    rotations: list[Rotation]
+    """`(K,)` whose turn it is in each class, by the ordinals that `ordinals` gives."""
 
     def __init__(
         self,
@@ -48,6 +55,7 @@ class ClassTurns:
         units_per_class: int,
     ) -> None:
         self._members, self._num_samples, self._shape = members, num_samples, shape
+        self._seed, self._first_epoch = seed, 0
         self._per_batch, self._units = classes_per_batch, units_per_class
         self._present = [number for number, group in enumerate(members) if group.size]
         names = [stream_key(0, "class", members[number].label) for number in self._present]
@@ -59,18 +67,7 @@ class ClassTurns:
             hashes=lambda: hashes,
             spacing=spacing_for(len(self._present), [classes_per_batch]),
         )
-        self._rotations = [
-            Rotation(
-                seed=seed,
-                label=members[number].label,
-                size=members[number].size,
-                hashes=members[number].hashes,
-                spacing=spacing_for(members[number].size, [units_per_class]),
-                sorted_up_to=members[number].sorted_up_to,
-                owners=members[number].owners,
-            )
-            for number in self._present
-        ]
+        self.rotations = [self._rotation(group) for group in members]
 
     @property
     def members(self) -> Sequence[ClassMembers]:
@@ -98,22 +95,45 @@ class ClassTurns:
         drawn = [np.empty(0, dtype=np.int64) for _ in self._members]
         for place, turn in zip(chosen.tolist(), turns.tolist(), strict=True):
             number = self._present[place]
-            units, passes = self._rotations[place].take(turn * self._units, self._units)
+            units, passes = self.rotations[number].take(turn * self._units, self._units)
             drawn[number] = self._members[number].pick(units, passes)
         return drawn
 
-    def exposure(self, epoch: int, step: int) -> NDArray[np.int64]:
-        """Give the `(N,)` deliveries per sample before a step."""
-        exposure = np.zeros(self._num_samples, dtype=np.int64)
+    def ordinals(self, epoch: int, step: int) -> list[int]:
+        """Give the `(K,)` draws of each class before a step, since the start or the change."""
+        counts = [0] * len(self._members)
         turns = self._classes.turns_before(self._ordinal(epoch, step))
-        for place, number in enumerate(self._present):
-            before = self._rotations[place].turns_before(int(turns[place]) * self._units)
-            self._members[number].spread(before, exposure)
-        return exposure
+        for number, turn in zip(self._present, turns.tolist(), strict=True):
+            counts[number] = turn * self._units
+        return counts
+
+    def exposure(self, epoch: int, step: int) -> NDArray[np.int64]:
+        """Give the `(N,)` deliveries per sample before a step, since the start or the change."""
+        ordinals = self.ordinals(epoch, step)
+        return deliveries(self._members, self.rotations, ordinals, num_samples=self._num_samples)
+
+    def carried(self, first_epoch: int, begun: Sequence[PassBegun | None]) -> ClassTurns:
+        """Give these draws from an epoch on, after those who are owed a turn.
+
+        Args:
+            first_epoch: the epoch of the change: classes begin to take turns anew at its first
+                step, and ordinals count from there.
+            begun: `(K,)` the pass that each class stands in; None where it has no units.
+        """
+        draws = copy.copy(self)
+        draws._first_epoch = first_epoch
+        draws.rotations = list(map(self._rotation, self._members, begun))
+        return draws
+
+    def _rotation(self, group: ClassMembers, begun: PassBegun | None = None) -> Rotation:
+        """Decide whose turn it is in a class."""
+        spacing = spacing_for(max(1, group.size), [self._units])
+        return make_rotation(group, seed=self._seed, spacing=spacing, begun=begun)
 
     def _ordinal(self, epoch: int, step: int) -> int:
-        """Count the class turns before a step."""
-        return (epoch * self._shape.num_steps + step) * self._per_batch
+        """Count the class turns before a step, since the start or the change."""
+        epochs = epoch - self._first_epoch
+        return (epochs * self._shape.num_steps + step) * self._per_batch
 
     def _chosen(self, epoch: int, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Give the classes of a batch, and how many turns each had before."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -12,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaming_balance.errors import ConfigError
+from streaming_balance.plan.carried_rotation import PassBegun, deliveries, make_rotation
 from streaming_balance.plan.class_turns import ClassTurns
 from streaming_balance.plan.independent import IndependentDraws
 from streaming_balance.plan.keys import key_family, stream_key
 from streaming_balance.plan.members import ClassMembers, ClassTable, fixed_subset
 from streaming_balance.plan.quotas import StepQuotas, apportion, split_totals
-from streaming_balance.plan.rotation import BLOCK_PLACES, Rotation, spacing_for
+from streaming_balance.plan.rotation import BLOCK_PLACES, Rotation, spacing_for, split_spacing
 from streaming_balance.plan.shape import EpochShape
 from streaming_balance.plan.strata_totals import JointTotals
 from streaming_balance.plan.strategies import Downsample
@@ -78,11 +80,16 @@ class QuotaDraws:
         "_label_of",
         "_members",
         "_num_samples",
-        "_rotations",
         "_seed",
+        "_starts",
         "_targets",
+        "_windows",
+        "rotations",
         "totals",
     )
+
+    rotations: list[Rotation]
+    """`(G,)` whose turn it is in each group, by the ordinals that `ordinals` gives."""
 
     def __init__(
         self,
@@ -98,20 +105,9 @@ class QuotaDraws:
         self._label_of = [labels[number] for number in table.groups]
         self._seed, self._targets = seed, targets
         self.totals = self._totals(table)
-        windows = Windows(targets, strategy, is_joint=table.has_strata)
-        self._rotations = [
-            Rotation(
-                seed=seed,
-                label=group.label,
-                size=max(1, group.size),
-                hashes=group.hashes,
-                spacing=spacing_for(max(1, group.size), windows.of(number, group.size)),
-                lead=number * BLOCK_PLACES // len(members),
-                sorted_up_to=group.sorted_up_to,
-                owners=group.owners,
-            )
-            for number, group in enumerate(members)
-        ]
+        self._windows = Windows(targets, strategy, is_joint=table.has_strata)
+        self.rotations = [self._rotation(number) for number in range(len(members))]
+        self._starts = [0] * len(members)
         self._epochs: OrderedDict[int, tuple[list[int], StepQuotas, list[int]]] = OrderedDict()
 
     @property
@@ -135,22 +131,51 @@ class QuotaDraws:
         """Give the `(G,)` lists of sample numbers of a global batch, group by group."""
         before, counts = self._counts(epoch, step)
         drawn = []
-        for number, members in enumerate(self._members):
-            units, turns = self._rotations[number].take(before[number], counts[number])
+        for members, rotation, start, count in zip(
+            self._members, self.rotations, self._since_start(before), counts, strict=True
+        ):
+            units, turns = rotation.take(start, count)
             drawn.append(members.pick(units, turns))
         return drawn
 
-    def exposure(self, epoch: int, step: int) -> NDArray[np.int64]:
-        """Give the `(N,)` deliveries per sample before a step."""
-        exposure = np.zeros(self._num_samples, dtype=np.int64)
+    def ordinals(self, epoch: int, step: int) -> list[int]:
+        """Give the `(G,)` draws of each group before a step, since the start or the change."""
         if step == self.shape(epoch).num_steps:
-            before = list(self.totals.before(epoch + 1))
-        else:
-            before, _ = self._counts(epoch, step)
-        for number, members in enumerate(self._members):
-            if members.size:
-                members.spread(self._rotations[number].turns_before(before[number]), exposure)
-        return exposure
+            return self._since_start(list(self.totals.before(epoch + 1)))
+        return self._since_start(self._counts(epoch, step)[0])
+
+    def exposure(self, epoch: int, step: int) -> NDArray[np.int64]:
+        """Give the `(N,)` deliveries per sample before a step, since the start or the change."""
+        ordinals = self.ordinals(epoch, step)
+        return deliveries(self._members, self.rotations, ordinals, num_samples=self._num_samples)
+
+    def carried(self, first_epoch: int, begun: Sequence[PassBegun | None]) -> QuotaDraws:
+        """Give these draws from an epoch on, after those who are owed a turn.
+
+        Args:
+            first_epoch: the epoch of the change: ordinals count from its first step.
+            begun: `(G,)` the pass that each group stands in; None where it has no units.
+        """
+        # What has been computed of quotas is the same for both.
+        draws = copy.copy(self)
+        draws._starts = list(self.totals.before(first_epoch))
+        draws.rotations = [self._rotation(number, one) for number, one in enumerate(begun)]
+        return draws
+
+    def _rotation(self, number: int, begun: PassBegun | None = None) -> Rotation:
+        """Decide whose turn it is in a group."""
+        group = self._members[number]
+        size = max(1, group.size)
+        spacing = spacing_for(size, self._windows.of(number, group.size))
+        if begun is not None and 0 < begun.owed < size and self._windows.are_passes(number, size):
+            # An epoch, which was one pass, is now the end of one and the beginning of another.
+            spacing = split_spacing(size, size - begun.owed)
+        lead = number * BLOCK_PLACES // len(self._members)
+        return make_rotation(group, seed=self._seed, spacing=spacing, lead=lead, begun=begun)
+
+    def _since_start(self, before: list[int]) -> list[int]:
+        """Count draws from the change of plan on, where there was one."""
+        return [count - start for count, start in zip(before, self._starts, strict=True)]
 
     def _counts(self, epoch: int, step: int) -> tuple[list[int], list[int]]:
         """Give each group's ordinal at the start of a step, and its draws in it."""
@@ -235,6 +260,10 @@ class QuotaDraws:
             ranked = self._keyed_order(mine, "strata")
             tie_orders.append([ranked.index(place) for place in mine])
         return JointTotals(whole, inside=targets.inside, tie_orders=tie_orders)
+
+
+# Draws in passes: what a change of plan can go on with.
+TurnedDraws = QuotaDraws | ClassTurns
 
 
 def used_members(table: ClassTable, strategy: Strategy, seed: int) -> tuple[ClassMembers, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -13,15 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from streaming_balance.errors import ResumeError
 from streaming_balance.plan import promises
+from streaming_balance.plan.carry import Side, carried_draws
 from streaming_balance.plan.draws import make_draws
 from streaming_balance.plan.keys import check_seed
 from streaming_balance.plan.members import ClassTable, sized_table
-from streaming_balance.plan.options import check_number
-from streaming_balance.plan.priors import class_shares
+from streaming_balance.plan.priors import PlannedPriors, class_shares
 from streaming_balance.plan.section import parse_balance
 from streaming_balance.plan.shape import check_batch_size
-from streaming_balance.plan.steps import PlannedSteps, check_epoch
 from streaming_balance.plan.strategy import Strategy
 from streaming_balance.plan.tables import (
     LabelledSplits,
@@ -38,7 +37,7 @@ PLAN_VERSION = 1
 Balance = str | Mapping[str, Any] | Strategy | None
 
 
-class BalancedPlan(PlannedSteps):
+class BalancedPlan(PlannedPriors):
     """Which samples make each global batch: a frozen value, a pure function of (epoch, step).
 
     Build one with `from_labels`, `for_shards` or `from_class_sizes`. A plan holds no position and
@@ -56,28 +55,19 @@ class BalancedPlan(PlannedSteps):
     """
 
     __slots__ = (
+        "_left",
         "_origin",
         "_settings",
-        "_weights",
-        "classes",
         "guarantees",
         "num_samples",
-        "sizes",
-        "strategy",
         "unit",
         "warnings",
     )
 
-    classes: list[Any]
-    """Labels in class order."""
     guarantees: Mapping[str, bool]
     """Which promises this plan keeps."""
     num_samples: int
     """Samples in the split, N."""
-    sizes: Mapping[Any, int]
-    """Label -> number of units, in class order."""
-    strategy: Strategy
-    """What shares are asked for."""
     unit: str
     """What a class cycles over: `patient` or `sample`."""
     warnings: tuple[str, ...]
@@ -92,8 +82,9 @@ class BalancedPlan(PlannedSteps):
         global_batch_size: int,
         settings: Mapping[str, Any],
         weights: NDArray[np.float64] | None = None,
+        left: tuple[BalancedPlan, int, int] | None = None,
     ) -> None:
-        self._table, self._weights = table, weights
+        self._table, self._weights, self._left = table, weights, left
         self.strategy, self.seed = strategy, check_seed(seed)
         self.global_batch_size = check_batch_size(global_batch_size)
         self.classes, self.num_samples = list(table.classes), table.num_samples
@@ -123,6 +114,9 @@ class BalancedPlan(PlannedSteps):
             "global_batch_size": self.global_batch_size,
             **self._origin,
         }
+        self.first_epoch = 0
+        if left is not None:
+            self._go_on(*left)
         parts = [self._settings, table.digest]
         if weights is not None:
             # Settings have the name of a column; its numbers make the batches.
@@ -243,92 +237,58 @@ class BalancedPlan(PlannedSteps):
             settings={},
         )
 
+    def carried_from(self, old: BalancedPlan, *, epoch: int, step: int) -> BalancedPlan:
+        """Give this plan as it goes on where a run under another plan was left.
+
+        In every class, those who had no turn in the pass that the old plan began come first, in
+        the old order, as far as they are still there; then this plan's own passes follow, which
+        newcomers join. So the others of a class have been delivered equally often, give or take
+        one, over both plans together. Where an old pass had just ended, nobody is owed a turn.
+        Patients are found again by their ids; under `unit: sample`, samples by their keys, or by
+        their numbers where they have none.
+
+        Args:
+            old: the plan before, which may itself have been carried over.
+            epoch: where it was left; this plan begins with the first step of this epoch.
+            step: where it was left: the first batch that was not delivered.
+
+        Returns:
+            A plan whose `exposure` counts from the change on. Asked for an epoch before it, it
+            raises IndexError.
+
+        Raises:
+            ResumeError: the unit or somebody's class differs, one of the plans does not draw in
+                passes, or this plan has been carried over already.
+            IndexError: the old plan has no such step.
+
+        Examples:
+            After 30 batches of 4 + 4, 45 of 75 LGG patients have had their second turn.
+
+            >>> labels = ["LGG"] * 75 + ["HGG"] * 210
+            >>> old = BalancedPlan.from_labels(labels, global_batch_size=8)
+            >>> new = BalancedPlan.from_labels(labels, global_batch_size=6, seed=1)
+            >>> plan = new.carried_from(old, epoch=0, step=30)
+            >>> turns = old.exposure(0, 30) + plan.exposure(1, 3)
+            >>> sorted(set(turns[:75].tolist())), sorted(set(turns[75:].tolist()))
+            ([3, 4], [1, 2])
+        """
+        if self._left is not None:
+            raise ResumeError(
+                f"this plan has been carried over at epoch {self._left[1]}, step {self._left[2]} "
+                f"already, and a plan goes on from one plan only. Build it anew from its settings."
+            )
+        epoch, step = old._check_step(epoch, step)
+        return self._builder((old, epoch, step))(self._table)
+
     @property
     def settings(self) -> dict[str, Any]:
         """The plan's settings in clear, as plain values: enough to build it again."""
         settings: dict[str, Any] = json.loads(json.dumps(self._settings))
         return settings
 
-    @property
-    def shares(self) -> dict[Any, float]:
-        """Label -> share of the draws, in class order; of a schedule, once it has settled."""
-        return self.shares_in(self.strategy.settled_epoch)
-
-    def shares_in(self, epoch: int) -> dict[Any, float]:
-        """Give the share of the draws that each class should have in an epoch.
-
-        Returns:
-            Label -> share in [0, 1], in class order. They sum to 1 unless samples have several
-            labels: then each says how many of the draws have the label.
-        """
-        by_group = self._draws.shares(check_epoch(epoch))
-        shares = class_shares(self._table, self.strategy, by_group, weights=self._weights)
-        return dict(zip(self.classes, shares.values(), strict=True))
-
-    def prior_shift(self, epoch: int | None = None) -> dict[Any, float]:
-        """Give the factor from training prior back to natural prior, per class.
-
-        Multiply predicted probabilities by it and normalise to undo what balancing did to them.
-
-        Args:
-            epoch: whose training prior; None: of a schedule, once it has settled.
-
-        Returns:
-            Label -> natural share / training share; classes that are never drawn are left out.
-
-        Source:
-            Saerens, Latinne and Decaestecker, Neural Computation 2002.
-
-        Examples:
-            A score of 0.5 for LGG after balanced training means 0.263 in the clinic:
-
-            >>> labels = ["LGG"] * 75 + ["HGG"] * 210
-            >>> shift = BalancedPlan.from_labels(labels, global_batch_size=8).prior_shift()
-            >>> round(0.5 * shift["LGG"] / (0.5 * shift["LGG"] + 0.5 * shift["HGG"]), 3)
-            0.263
-        """
-        drawn = sum(group.size for group in self._table.members)
-        return {
-            label: self.sizes[label] / drawn / share for label, share in self._prior(epoch).items()
-        }
-
-    def logit_adjustment(self, tau: float = 1.0, epoch: int | None = None) -> dict[Any, float]:
-        """Give what to add to each class's logit in the loss, or to take off it afterwards.
-
-        Args:
-            tau: strength, a finite number; 1 is exact for calibrated scores.
-            epoch: whose training prior; None: of a schedule, once it has settled.
-
-        Returns:
-            Label -> tau * ln(training share); classes that are never drawn are left out.
-
-        Raises:
-            ConfigError: `tau` is no finite number.
-
-        Source:
-            Menon et al., "Long-tail learning via logit adjustment", ICLR 2021; with the *sampled*
-            prior, which is what the model sees.
-
-        Examples:
-            >>> labels = ["LGG"] * 75 + ["HGG"] * 210
-            >>> plan = BalancedPlan.from_labels(labels, global_batch_size=8, balance=None)
-            >>> {label: round(shift, 3) for label, shift in plan.logit_adjustment().items()}
-            {'HGG': -0.305, 'LGG': -1.335}
-        """
-        strength = check_number(tau, setting="tau", least=-1e9, most=1e9)
-        return {label: strength * math.log(share) for label, share in self._prior(epoch).items()}
-
     def __reduce__(self) -> tuple[partial[BalancedPlan], tuple[ClassTable]]:
         """Let another process build this plan again from what it was built from."""
-        build = partial(
-            BalancedPlan,
-            strategy=self.strategy,
-            seed=self.seed,
-            global_batch_size=self.global_batch_size,
-            settings=self._origin,
-            weights=self._weights,
-        )
-        return build, (self._table,)
+        return self._builder(self._left), (self._table,)
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{label}: {size}" for label, size in self.sizes.items())
@@ -337,7 +297,35 @@ class BalancedPlan(PlannedSteps):
             f"global_batch_size={self.global_batch_size}, seed={self.seed})"
         )
 
-    def _prior(self, epoch: int | None) -> dict[Any, float]:
-        """Give the share of the draws of every class that is drawn."""
-        shares = self.shares if epoch is None else self.shares_in(epoch)
-        return {label: share for label, share in shares.items() if share}
+    def _builder(self, left: tuple[BalancedPlan, int, int] | None) -> partial[BalancedPlan]:
+        """Give what makes such a plan of a class table, going on from what was left."""
+        return partial(
+            BalancedPlan,
+            strategy=self.strategy,
+            seed=self.seed,
+            global_batch_size=self.global_batch_size,
+            settings=self._origin,
+            weights=self._weights,
+            left=left,
+        )
+
+    def _go_on(self, old: BalancedPlan, epoch: int, step: int) -> None:
+        """Start at an epoch with those whom another plan owes a turn."""
+        self._draws = carried_draws(old._side(), self._side(), epoch=epoch, step=step)
+        self.first_epoch = epoch
+        self._settings["carried_from"] = {
+            "plan_digest": old.digest,
+            "epoch": epoch,
+            "step": step,
+            "ordinals": old.ordinals(epoch, step),
+        }
+
+    def _side(self) -> Side:
+        """Show what a change of plan needs to know."""
+        keys = "sample keys" if "split" in self._origin else "sample numbers"
+        return Side(
+            draws=self._draws,
+            table=self._table,
+            strategy=self.strategy,
+            named_by="patient ids" if self.unit == "patient" else keys,
+        )

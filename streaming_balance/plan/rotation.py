@@ -50,6 +50,8 @@ class Spacing:
     """Members per fixed group of consecutive places; the class size when all may mix."""
     window: int
     """Draws at the seam that are kept free of repeats by reordering; 1 leaves the seam alone."""
+    offset: int = 0
+    """By how many places the first group is shorter than the others."""
 
 
 def spacing_for(size: int, windows: Iterable[int]) -> Spacing:
@@ -67,9 +69,9 @@ def spacing_for(size: int, windows: Iterable[int]) -> Spacing:
 
     Examples:
         >>> spacing_for(75, [4])
-        Spacing(group=75, window=4)
+        Spacing(group=75, window=4, offset=0)
         >>> spacing_for(5, [4])
-        Spacing(group=2, window=1)
+        Spacing(group=2, window=1, offset=0)
     """
     lengths = [max(1, length) for length in windows] or [1]
     longest = max(lengths)
@@ -78,6 +80,24 @@ def spacing_for(size: int, windows: Iterable[int]) -> Spacing:
     widest = min(size - (length - 1) % size for length in lengths)
     # Groups of even size: 210 members in groups of at most 68 are better as 53 + 53 + 53 + 51.
     return Spacing(group=-(-size // -(-size // widest)), window=1)
+
+
+def split_spacing(size: int, place: int) -> Spacing:
+    """Keep those before a place of a pass apart from those after it.
+
+    Two groups, so that the last part of any pass and the first part of the next one are together
+    everybody once.
+
+    Args:
+        size: members of the class.
+        place: where the second part starts, in [1, size).
+
+    Examples:
+        >>> split_spacing(10, 3)
+        Spacing(group=7, window=1, offset=4)
+    """
+    group = max(place, size - place)
+    return Spacing(group=group, window=1, offset=group - place)
 
 
 class Rotation:
@@ -109,6 +129,9 @@ class Rotation:
         "size",
         "spacing",
     )
+
+    _first_seam = 1
+    """The first pass that another one comes before."""
 
     def __init__(
         self,
@@ -149,6 +172,14 @@ class Rotation:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
         return np.concatenate(members), np.concatenate(turns)
 
+    def place(self, ordinal: int) -> int:
+        """Give the place in its pass of the draw with this ordinal: [0, n)."""
+        return ordinal % self.size
+
+    def at(self, start: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Give the members at any places, `(m,)`, of the pass that starts with ordinal `start`."""
+        return self._scattered(start // self.size, places)
+
     def turns_before(self, ordinal: int) -> NDArray[np.int64]:
         """Count each member's turns among the first `ordinal` draws: `(n,)`."""
         passes, place = divmod(ordinal, self.size)
@@ -160,7 +191,7 @@ class Rotation:
     def _places(self, pass_number: int, start: int, count: int) -> NDArray[np.int64]:
         """Give the members at consecutive places of one pass, seam repaired."""
         window = min(self.spacing.window, self.size)
-        if pass_number == 0 or window < 2 or start >= window:
+        if window < 2 or start >= window or pass_number < self._first_seam:
             return self._raw(pass_number, start, count)
         head = self._block("head", pass_number, 0)[start : start + count]
         rest = count - len(head)
@@ -168,13 +199,29 @@ class Rotation:
             return head
         return np.concatenate([head, self._raw(pass_number, window, rest)])
 
+    def _scattered(self, pass_number: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Give the members at any places of one pass."""
+        if self._sorts:
+            members = self._block("pass", pass_number, 0)[places]
+        else:
+            members = self._distant(pass_number, places)
+        window = min(self.spacing.window, self.size)
+        if window > 1 and pass_number >= self._first_seam:
+            early = places < window
+            members[early] = self._block("head", pass_number, 0)[places[early]]
+        return members
+
+    def _tail(self, pass_number: int, count: int) -> NDArray[np.int64]:
+        """Give the last `count` members of a pass; a seam leaves them as they are."""
+        return self._raw(pass_number, self.size - count, count)
+
     def _repaired_head(self, pass_number: int) -> NDArray[np.int64]:
         """Reorder the first places of a pass so that the last of the pass before wait."""
         window = self.spacing.window
         head = self._raw(pass_number, 0, window).tolist()
-        tail = self._raw(pass_number - 1, self.size - window + 1, window - 1).tolist()
+        tail = self._tail(pass_number - 1, window - 1).tolist()
         # Who stood i places from the end may come again at place window - 1 - i, not before.
-        earliest = {member: number + 1 for number, member in enumerate(tail)}
+        earliest = {member: place for place, member in enumerate(tail, window - len(tail))}
         waiting: list[list[int]] = [[] for _ in range(window)]
         for place, member in enumerate(head):
             waiting[earliest.get(member, 0)].append(place)
@@ -239,13 +286,19 @@ class Rotation:
         """Shuffle all members, or the members of each fixed group among themselves."""
         key = self._pass_key(pass_number)
         group = self.spacing.group
-        if group >= self.size or not pass_number:
+        if group >= self.size:
             return self._shuffled(key, hashes)
-        seats = self._shuffled(self._pass_key(0), hashes)
-        groups = np.arange(self.size) // group
+        seats = self._seats(hashes)
+        if not pass_number:
+            return seats
+        groups = (np.arange(self.size) + self.spacing.offset) // group
         if self._owners is not None:
             return seats[spread(key, hashes[seats], self._owners[seats], groups)]
         return seats[np.lexsort((sort_keys(key, hashes[seats]), groups))]
+
+    def _seats(self, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Order the members as in the first pass, which says who shares a group."""
+        return self._shuffled(self._pass_key(0), hashes)
 
     def _shuffled(self, key: int, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Shuffle all members; where patients take turns, those of a patient far apart."""
@@ -253,18 +306,24 @@ class Rotation:
 
     def _distant(self, pass_number: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Permute single places of a class too large to sort."""
-        group = self.spacing.group
-        if group >= self.size or not pass_number:
+        group, offset = self.spacing.group, self.spacing.offset
+        if group >= self.size:
             return self._network(self.size, pass_number)(places)
+        if not pass_number:
+            return self._seated(places)
         seats = np.empty_like(places)
-        groups = places // group
-        # Places ascend, so groups of millions need no sorting to be told apart.
-        for number in range(int(groups[0]), int(groups[-1]) + 1):
+        groups = (places + offset) // group
+        # Groups of millions need no sorting to be told apart.
+        for number in range(int(groups.min()), int(groups.max()) + 1):
             inside = groups == number
-            start = number * group
-            length = min(group, self.size - start)
+            start = max(0, number * group - offset)
+            length = min((number + 1) * group - offset, self.size) - start
             network = self._network(length, pass_number, number)
             seats[inside] = start + network(places[inside] - start)
+        return self._seated(seats)
+
+    def _seated(self, seats: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Give the members at places of the first pass, which says who shares a group."""
         return self._network(self.size, 0)(seats)
 
     def _network(self, size: int, *parts: int) -> FeistelPermutation:
@@ -278,5 +337,5 @@ class Rotation:
         return network
 
     def _pass_key(self, pass_number: int) -> int:
-        """Name the order of a pass; the first pass also says who shares a group."""
+        """Name the order of a pass."""
         return stream_key(self._seed, "order", self._label, pass_number)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaming_balance.errors import ConfigError
-from streaming_balance.plan.draws import Draws
+from streaming_balance.plan.draws import Draws, TurnedDraws
 from streaming_balance.plan.frozen import Frozen
 from streaming_balance.plan.keys import stream_key
 from streaming_balance.plan.members import ClassTable
@@ -19,12 +19,14 @@ from streaming_balance.plan.reserve import reserve
 class PlannedSteps(Frozen):
     """The steps of a plan: every answer is a pure function of (epoch, step)."""
 
-    __slots__ = ("_draws", "_latest", "_table", "global_batch_size", "seed")
+    __slots__ = ("_draws", "_latest", "_table", "first_epoch", "global_batch_size", "seed")
 
     _draws: Draws
     _table: ClassTable
     _latest: tuple[int, int, NDArray[np.int64]]
     """The global batch asked for last, with its epoch and step; absent before the first."""
+    first_epoch: int
+    """The epoch at whose first step the plan begins: 0, or where a run was carried over to it."""
     global_batch_size: int
     """Samples in a full global batch, over all ranks."""
     seed: int
@@ -169,8 +171,10 @@ class PlannedSteps(Frozen):
     def exposure(self, epoch: int, step: int) -> NDArray[np.int64]:
         """Count how often each sample was delivered from the start of the run to a step.
 
+        Where the run was carried over from another plan, the count starts at the change.
+
         Args:
-            epoch: at least 0.
+            epoch: at least `first_epoch`.
             step: in [0, num_steps(epoch)]; that step's own batch is not counted.
 
         Returns:
@@ -181,6 +185,37 @@ class PlannedSteps(Frozen):
         """
         epoch, step = self._check_step(epoch, step, past_the_last=1)
         return self._draws.exposure(epoch, step)
+
+    def ordinals(self, epoch: int, step: int) -> dict[str, int]:
+        """Count the draws of each class, or stratum of one, before a step: whose turn it is.
+
+        Where the run was carried over from another plan, the count starts at the change.
+
+        Args:
+            epoch: at least `first_epoch`.
+            step: in [0, num_steps(epoch)]; that step's own batch is not counted.
+
+        Returns:
+            Label, or `label / value of each strata column` -> draws; empty for a plan that does
+            not draw in passes.
+
+        Raises:
+            IndexError: the epoch has no such step.
+
+        Examples:
+            >>> from streaming_balance.plan.epoch import BalancedPlan
+            >>> plan = BalancedPlan.from_labels(["LGG"] * 75 + ["HGG"] * 210, global_batch_size=8)
+            >>> plan.ordinals(0, 17)
+            {'HGG': 68, 'LGG': 68}
+        """
+        epoch, step = self._check_step(epoch, step, past_the_last=1)
+        if not isinstance(self._draws, TurnedDraws):
+            return {}
+        names = [" / ".join(name) for name in self._table.names]
+        if len(set(names)) < len(names):
+            # Labels that hold the slash themselves: the unit separator is in none of them.
+            names = [group.label for group in self._table.members]
+        return dict(zip(names, self._draws.ordinals(epoch, step), strict=True))
 
     def _dealing_order(self, epoch: int) -> list[int]:
         """Order the groups as they stand in the batches of an epoch."""
@@ -194,6 +229,11 @@ class PlannedSteps(Frozen):
     def _check_step(self, epoch: int, step: int, *, past_the_last: int = 0) -> tuple[int, int]:
         """Give `epoch` and `step` as plain integers if the epoch has that step."""
         number, steps = int(operator.index(step)), self.num_steps(epoch)
+        if epoch < self.first_epoch:
+            raise IndexError(
+                f"epoch {epoch} belongs to the plan before: the run was carried over to this plan "
+                f"at epoch {self.first_epoch}. Ask the plan before for earlier steps."
+            )
         if not 0 <= number < steps + past_the_last:
             raise IndexError(f"epoch {epoch} has steps 0 to {steps - 1}; step {number} is none.")
         return check_epoch(epoch), number

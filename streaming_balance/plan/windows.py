@@ -31,12 +31,16 @@ class Windows:
         windows = []
         for epoch in self._totals:
             windows += self._within_batches(number, epoch)
-        is_exact = all(set(totals[number]) == {size} for totals in self._totals.values())
+        is_exact = self.are_passes(number, size)
         if self._targets.settled_epoch or self._is_joint:
             windows = list(range(min(windows), max(windows) + 1))
         for epoch in self._totals:
             windows += self._within_epoch(number, epoch, size, is_exact=is_exact)
         return windows
+
+    def are_passes(self, number: int, size: int) -> bool:
+        """Say whether every epoch asks a group of `size` units for each of them once."""
+        return all(set(totals[number]) == {size} for totals in self._totals.values())
 
     def _within_batches(self, number: int, epoch: int) -> list[int]:
         """List what a batch may ask of a group."""
