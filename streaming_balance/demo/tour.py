@@ -16,9 +16,10 @@ from streaming_balance.demo.runs import Experiment, Resumption
 from streaming_balance.errors import ConfigError
 from streaming_balance.ingest.pack import write_shards
 from streaming_balance.plan.epoch import BalancedPlan
-from streaming_balance.report.audit import Audit, audit_run, read_state
+from streaming_balance.report.audit import Audit, audit_run
 from streaming_balance.report.distribution import batch_class_counts, draw_class_counts
 from streaming_balance.report.plan_summary import class_counts
+from streaming_balance.report.saved_states import read_state
 from streaming_balance.storage.shards import ShardSet, open_shards
 
 # Below this the rare class has too few patients to be in both splits and to be measured.

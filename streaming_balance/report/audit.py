@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from streaming_balance.errors import ConfigError, ResumeError
-from streaming_balance.plan.epoch import PLAN_VERSION, BalancedPlan
-from streaming_balance.report.plan_summary import patient_exposure
+from streaming_balance.report.homes import everybody
+from streaming_balance.report.runs import Leg, Run, Stretch, count_batches, rebuild_run, stretches
+from streaming_balance.report.saved_states import SavedState
+from streaming_balance.report.tallies import Tallies, Tally, tally_run
 from streaming_balance.storage.labelling import carriers
 from streaming_balance.storage.shards import ShardSet
-from streaming_balance.training.state import LoaderState, delivered, mixed_in
-
-# A state is a few hundred bytes; one with thousands of substitutions still fits easily.
-MAX_STATE_BYTES = 64 * 2**20
-# What tells a state from other documents, and how deep inside one it is looked for.
-STATE_NAMES = frozenset({"plan_digest", "shards_digest", "position"})
-MAX_DEPTH = 8
+from streaming_balance.training.state import LoaderState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +22,8 @@ class ClassExposure:
     """What a class was given in a run."""
 
     patients: int
-    """Patients of the class in the split that the plan draws from."""
+    """Patients of the class in the split that the plan draws from; of a run that was carried over,
+    in that of any of its plans."""
     seen: int
     """Patients delivered at least once; with mixing, that is as partners too."""
     delivered: int
@@ -43,6 +36,56 @@ class ClassExposure:
     """Deliveries of the patient seen most, as partners too."""
     as_partner: int
     """Times a sample was mixed into another one that was delivered; `delivered` has the others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedSubstitution:
+    """A sample that was delivered in the place of a damaged one."""
+
+    leg: int
+    """Number of the leg, from 0."""
+    epoch: int
+    """Epoch of the batch."""
+    step: int
+    """Step of the batch."""
+    slot: int
+    """Position in the global batch."""
+    key: str
+    """Key of the damaged sample."""
+    patient: str
+    """Its patient."""
+    substitute_key: str
+    """Key of the sample that was delivered."""
+    substitute_patient: str
+    """Its patient."""
+    reason: str
+    """What was wrong with the damaged one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegSummary:
+    """One leg of a run: its span, and the digests that prove what it was."""
+
+    start: tuple[int, int]
+    """(epoch, step) of its first batch."""
+    stop: tuple[int, int]
+    """(epoch, step) of the batch after its last one."""
+    skipped: tuple[tuple[tuple[int, int], tuple[int, int]], ...]
+    """Jumps by `set_epoch`: from the batch that would have come next, to the one that did."""
+    batches: int
+    """Global batches delivered."""
+    samples: int
+    """Samples delivered."""
+    plan_digest: str
+    """Digest of the plan that was followed."""
+    shards_digest: str
+    """Content digest of the data set."""
+    table_digest: str
+    """SHA-256 of the sample table's file."""
+    state_digest: str
+    """BLAKE2b-256 of the state's canonical JSON."""
+    settings: Mapping[str, Any]
+    """The plan's settings in clear."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +102,14 @@ class Audit:
     """patient -> samples delivered, alone or as the partner of another, sorted by patient."""
     as_partner: Mapping[str, int]
     """patient -> those of `exposure` as the partner of another; empty without mixing."""
+    as_substitute: Mapping[str, int]
+    """patient -> deliveries in the place of a damaged sample; who never stood in is left out."""
+    substituted: Mapping[str, int]
+    """patient -> times another was delivered instead; who never had to be replaced is left out."""
+    substitutions: tuple[NamedSubstitution, ...]
+    """Every sample that was delivered in the place of another."""
+    complete: bool
+    """Whether the substitutions of all ranks are known; if not, counts may be off by those."""
     mixing: Mapping[str, Any] | None
     """How batches were mixed: name, alpha, probability."""
     not_audited: tuple[str, ...]
@@ -67,49 +118,27 @@ class Audit:
     """By label, in class order, without the samples left out."""
     excluded: int
     """Samples of the split that the plan leaves out; `exposure` has their patients, too."""
+    absent: tuple[str, ...]
+    """Patients of the data sets trained on who are not in the one asked about."""
+    legs: tuple[LegSummary, ...]
+    """The plans that were followed, one after another."""
     plan_digest: str
-    """Digest of the plan that was followed."""
+    """Digest of the plan that was followed last."""
     shards_digest: str
-    """Content digest of the data set."""
+    """Content digest of the data set trained on last."""
+    table_digest: str
+    """SHA-256 of its sample table's file."""
+    state_digest: str
+    """BLAKE2b-256 of the state's canonical JSON."""
 
 
-def read_state(path: Path) -> LoaderState:
-    """Read a loader's state saved as JSON.
-
-    Args:
-        path: what `json.dump(loader.state_dict(), file)` wrote.
-
-    Raises:
-        ConfigError: the file cannot be read.
-        ResumeError: it is not JSON, or no state.
-    """
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_STATE_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read the state {path}: {error.strerror}.") from error
-    try:
-        if len(content) > MAX_STATE_BYTES:
-            raise ValueError(f"it is larger than {MAX_STATE_BYTES} bytes")
-        document = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ResumeError(
-            f"{path} is not a state saved as JSON ({error}). Save one in the training loop with "
-            f"json.dump(loader.state_dict(), file)."
-        ) from error
-    try:
-        _check_is_state(document)
-        return LoaderState.from_dict(document)
-    except ResumeError as error:
-        raise ResumeError(f"{path}: {error}") from error
-
-
-def audit_run(shards: ShardSet, state: LoaderState) -> Audit:
+def audit_run(shards: ShardSet, state: LoaderState, *, tables: Sequence[ShardSet] = ()) -> Audit:
     """Count how often each patient was delivered up to a state.
 
     Args:
         shards: the data set that was trained on.
         state: the state of the training loader.
+        tables: other data sets the run was trained on, or their tables alone.
 
     Returns:
         Deliveries per patient and per class.
@@ -118,123 +147,133 @@ def audit_run(shards: ShardSet, state: LoaderState) -> Audit:
         ResumeError: the state is one of an evaluation or belongs to another data set, or its
             settings do not give the plan it names.
     """
-    _check_is_of_training(state)
-    if state.shards_digest != shards.digest:
-        raise ResumeError(
-            f"the state belongs to the data set {state.shards_digest}, but {shards.path} is "
-            f"{shards.digest}. Give the folder the run was trained on."
-        )
-    plan, split = _rebuild_plan(shards, state)
-    counts, partners = _counted(plan, state)
-    labels, patients = shards.labels(split), shards.patients(split)
-    left_out = np.isin(shards.keys(split), plan.settings["exclude"])
-    left_out |= np.isin(patients, plan.settings["exclude"])
-    total = max(1, int(counts.sum()))
-    classes = {}
-    for number, label in enumerate(shards.classes):
-        mine = carriers(labels, number) & ~left_out
-        exposure = patient_exposure(patients[mine], counts[mine] + partners[mine])
-        classes[label] = ClassExposure(
-            patients=len(exposure),
-            seen=sum(times > 0 for times in exposure.values()),
-            delivered=int(counts[mine].sum()),
-            share=float(counts[mine].sum() / total),
-            exposure_min=min(exposure.values(), default=0),
-            exposure_max=max(exposure.values(), default=0),
-            as_partner=int(partners[mine].sum()),
-        )
+    return audit_of(tally_run(rebuild_run(shards, SavedState.of(state), tables=tables)))
+
+
+def audit_of(tallies: Tallies) -> Audit:
+    """Sum up what became of everybody in a run.
+
+    Args:
+        tallies: what was counted.
+
+    Returns:
+        Deliveries per patient and per class.
+    """
+    run, last, state = tallies.run, tallies.run.last, tallies.run.state
+    mixings = [leg.state.mixing for leg in run.legs if leg.state.mixing is not None]
+    transformed = any(leg.state.batch_transform for leg in run.legs)
     return Audit(
-        split=split,
+        split=last.split,
         epoch=state.position.epoch,
         step=state.position.step,
-        exposure=patient_exposure(patients, counts + partners),
-        as_partner=patient_exposure(patients, partners) if state.mixing else {},
-        mixing=None if state.mixing is None else state.mixing.settings(),
-        not_audited=("batch_transform",) if state.batch_transform else (),
-        classes=classes,
-        excluded=int(left_out.sum()),
-        plan_digest=plan.digest,
-        shards_digest=shards.digest,
+        exposure=_by_name(tallies, "exposure"),
+        as_partner=_by_name(tallies, "as_partner") if mixings else {},
+        as_substitute=_nonzero(_by_name(tallies, "as_substitute")),
+        substituted=_nonzero(_by_name(tallies, "substituted")),
+        substitutions=tuple(_named_substitutions(run)),
+        complete=state.complete,
+        mixing=mixings[-1].settings() if mixings else None,
+        not_audited=("batch_transform",) if transformed else (),
+        classes=_classes(tallies),
+        excluded=int(tallies.legs[-1].left_out.sum()),
+        absent=_absent(run),
+        legs=tuple(map(_summary, run.legs, tallies.legs)),
+        plan_digest=last.plan.digest,
+        shards_digest=last.shards.digest,
+        table_digest=last.shards.manifest.table.sha256,
+        state_digest=last.saved.digest,
     )
 
 
-def _check_is_state(document: object) -> None:
-    """Refuse a document that is something else, saying where in it a state is, if it holds one."""
-    if not isinstance(document, Mapping) or STATE_NAMES & document.keys():
-        return
-    place = next(_states_in(document, ""), None)
-    if place is not None:
-        raise ResumeError(
-            f"this is not the state of a loader, but holds one at {place}. Save that entry alone "
-            f"with json.dump(loader.state_dict(), file)."
-        )
-    if "version" not in document:
-        raise ResumeError(
-            "this is not the state of a loader: it has none of a state's entries, such as "
-            "'plan_digest'. Save one with json.dump(loader.state_dict(), file)."
-        )
+def _classes(tallies: Tallies) -> dict[str, ClassExposure]:
+    """Count by class, in the order of the last leg's classes, then of those that came before."""
+    labels = [label for leg in reversed(tallies.run.legs) for label in leg.shards.classes]
+    total = max(1, sum(int(tally.delivered.sum()) for tally in tallies.legs))
+    return {label: _class_exposure(label, tallies, total=total) for label in dict.fromkeys(labels)}
 
 
-def _states_in(content: object, place: str, depth: int = 0) -> Iterator[str]:
-    """Give the places of loaders' states inside a document, written as Python reaches them."""
-    if isinstance(content, Mapping) and content.keys() >= STATE_NAMES:
-        yield place
-    elif depth < MAX_DEPTH and isinstance(content, Mapping | list):
-        pairs = content.items() if isinstance(content, Mapping) else enumerate(content)
-        for name, inner in pairs:
-            yield from _states_in(inner, f"{place}[{name!r}]", depth + 1)
+def _class_exposure(label: str, tallies: Tallies, *, total: int) -> ClassExposure:
+    """Count what a class was given over all legs."""
+    exposure = np.zeros(len(tallies.names), dtype=np.int64)
+    belongs = np.zeros(len(tallies.names), dtype=np.bool_)
+    given = partners = 0
+    for leg, tally, owner in zip(tallies.run.legs, tallies.legs, tallies.owners, strict=True):
+        if label not in leg.shards.classes:
+            continue
+        number = leg.shards.classes.index(label)
+        mine = carriers(leg.shards.labels(leg.split), number) & ~tally.left_out
+        belongs[owner[mine]] = True
+        np.add.at(exposure, owner[mine], tally.exposure[mine])
+        given += int(tally.delivered[mine].sum())
+        partners += int(tally.as_partner[mine].sum())
+    times = exposure[belongs]
+    return ClassExposure(
+        patients=len(times),
+        seen=int((times > 0).sum()),
+        delivered=given,
+        share=given / total,
+        exposure_min=int(times.min()) if len(times) else 0,
+        exposure_max=int(times.max(initial=0)),
+        as_partner=partners,
+    )
 
 
-def _check_is_of_training(state: LoaderState) -> None:
-    """Refuse the state of an evaluation loader."""
-    if "balance" not in state.settings and {"batch_size", "rank"} <= state.settings.keys():
-        raise ResumeError(
-            f"this is the state of an evaluation over {state.settings.get('split')!r}: it delivers "
-            f"every sample once, in packed order, so there is nothing to audit. Give the state of "
-            f"a training loader."
-        )
+def _by_name(tallies: Tallies, field: str) -> dict[str, int]:
+    """Add up a field of the tallies: patient -> sum."""
+    return dict(zip(tallies.names, tallies.by_patient(field).tolist(), strict=True))
 
 
-def _rebuild_plan(shards: ShardSet, state: LoaderState) -> tuple[BalancedPlan, str]:
-    """Build the plan a state names from the settings it holds, and check that it is that plan."""
-    settings: Mapping[str, Any] = state.settings
-    if settings.get("version") != PLAN_VERSION:
-        raise ResumeError(
-            f"the state's plan has version {settings.get('version')!r}; this release plans by "
-            f"version {PLAN_VERSION}. Audit with the release that trained."
-        )
-    try:
-        split = str(settings["split"])
-        plan = BalancedPlan.for_shards(
-            shards,
-            global_batch_size=settings["global_batch_size"],
-            balance=settings["balance"],
-            seed=settings["seed"],
-            split=split,
-            exclude=settings["exclude"],
-        )
-    except (KeyError, TypeError, ConfigError) as error:
-        raise ResumeError(
-            f"the state's settings do not give a plan over {shards.path} "
-            f"({type(error).__name__}: {error}). Use the state as the loader saved it."
-        ) from error
-    if plan.digest != state.plan_digest:
-        raise ResumeError(
-            f"the state names plan {state.plan_digest}, but its settings over {shards.path} give "
-            f"{plan.digest}. Use the state as the loader saved it."
-        )
-    return plan, split
+def _named_substitutions(run: Run) -> Iterable[NamedSubstitution]:
+    """Give the records of all legs with the keys and patients they are about."""
+    for number, leg in enumerate(run.legs):
+        keys, patients = leg.shards.keys(leg.split), leg.shards.patients(leg.split)
+        for record in sorted(leg.state.substitutions):
+            yield NamedSubstitution(
+                leg=number,
+                epoch=record.epoch,
+                step=record.step,
+                slot=record.slot,
+                key=str(keys[record.sample]),
+                patient=str(patients[record.sample]),
+                substitute_key=str(keys[record.substitute]),
+                substitute_patient=str(patients[record.substitute]),
+                reason=record.reason,
+            )
 
 
-def _counted(plan: BalancedPlan, state: LoaderState) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Count per sample how often it was delivered, and how often as the partner of another.
+def _absent(run: Run) -> tuple[str, ...]:
+    """List the patients of a run's data sets who are not in the one asked about."""
+    others = {leg.shards.digest: leg.shards for leg in run.legs}
+    others.pop(run.shards.digest, None)
+    if not others:
+        return ()
+    return tuple(sorted(set().union(*map(everybody, others.values())) - everybody(run.shards)))
 
-    A state that names places its plan lacks is damaged.
-    """
-    try:
-        return delivered(plan, state), mixed_in(plan, state)
-    except (IndexError, KeyError) as error:
-        raise ResumeError(
-            f"the state names a place that its plan does not have ({error}). Use the state as the "
-            f"loader saved it."
-        ) from error
+
+def _summary(leg: Leg, tally: Tally) -> LegSummary:
+    """Sum a leg up."""
+    return LegSummary(
+        start=_pair(stretches(leg.state)[0]),
+        stop=(leg.state.position.epoch, leg.state.position.step),
+        skipped=tuple(
+            ((left.epoch, left.step), (landed.epoch, landed.step))
+            for left, landed in leg.state.skipped
+        ),
+        batches=count_batches(leg),
+        samples=int(tally.delivered.sum()),
+        plan_digest=leg.plan.digest,
+        shards_digest=leg.shards.digest,
+        table_digest=leg.shards.manifest.table.sha256,
+        state_digest=leg.saved.digest,
+        settings=leg.plan.settings,
+    )
+
+
+def _pair(stretch: Stretch) -> tuple[int, int]:
+    """Give where a stretch starts as plain numbers."""
+    return stretch.start.epoch, stretch.start.step
+
+
+def _nonzero(counts: Mapping[str, int]) -> dict[str, int]:
+    """Leave out those who have none."""
+    return {name: count for name, count in counts.items() if count}

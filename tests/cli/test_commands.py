@@ -24,6 +24,8 @@ from streaming_balance.training.state import LoaderState, Position
 from tests.cli.conftest import Call
 
 COMMANDS = ("pack", "verify", "inspect", "plan", "audit", "demo")
+# Slot 0 of the first batch is sample 7 under seed 3.
+RECORD = {"epoch": 0, "step": 0, "slot": 0, "sample": 7, "substitute": 1, "reason": "cut short"}
 BALANCED = ("--balance", "class_balanced", "--global-batch-size", "8")
 
 
@@ -448,7 +450,11 @@ def test_audit_leaves_excluded_patients_out_of_the_classes_and_counts_them(
         (("settings", "balance"), {"name": "no_such"}, "do not give a plan"),
         (("settings", "version"), 99, "plan has version 99"),
         (("position", "step"), 4, "a place that its plan does not have"),
-        (("substitutions",), [{"sample": 10**6}], "a place that its plan does not have"),
+        (("substitutions",), [{"sample": 10**6}], "the state is damaged"),
+        (("substitutions",), [RECORD | {"slot": 8}], "a place that its plan does not have"),
+        (("substitutions",), [RECORD | {"substitute": 19}], "a place that its plan does not have"),
+        (("substitutions",), [RECORD | {"sample": 10**6}], "a record has sample 1000000"),
+        (("substitutions",), [RECORD | {"epoch": 1}], "a place that was delivered 0 times"),
     ],
 )
 def test_audit_of_another_runs_or_an_edited_state_is_refused(
