@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from streaming_balance.errors import BalanceError, ShardError
+from streaming_balance.errors import ShardError
 from streaming_balance.training.requests import Batch, BatchRequest
-from streaming_balance.training.threads import Signal
+from streaming_balance.training.threads import Signal, as_error
 
 
 class DamagedSamples(ShardError):
@@ -94,7 +94,7 @@ class PendingBatch:
             if not self.cancelled:
                 piece.work()
         except BaseException as error:  # noqa: BLE001 - raised again where the batch is taken
-            self._errors[number] = error
+            self._errors[number] = as_error(error)
         seconds = time.perf_counter() - started
         with self._lock:
             if seconds > self._slowest.seconds:
@@ -131,20 +131,7 @@ class PendingBatch:
         """Give the first error in row order; of damage alone, all there is."""
         errors = [self._errors[number] for number in sorted(self._errors)]
         for error in errors:
-            if isinstance(error, Exception) and not isinstance(error, DamagedSamples):
+            if not isinstance(error, DamagedSamples):
                 return error
-            if not isinstance(error, Exception):
-                return _ended(error)
         damage = [error for error in errors if isinstance(error, DamagedSamples)]
         return DamagedSamples({n: what for error in damage for n, what in error.found.items()})
-
-
-def _ended(error: BaseException) -> BaseException:
-    """Turn what would end this program, raised by a transform in a thread, into an error."""
-    status = f" with status {error.code!r}" if isinstance(error, SystemExit) else ""
-    ended = BalanceError(
-        f"a transform raised {type(error).__name__}{status} in a reader thread, which ends neither "
-        f"the thread nor the program. Raise an error that says what is wrong instead."
-    )
-    ended.__cause__ = error
-    return ended

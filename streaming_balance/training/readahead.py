@@ -10,7 +10,7 @@ from streaming_balance.training.batches import BatchAssembler
 from streaming_balance.training.pending import MadeBatch, PendingBatch
 from streaming_balance.training.requests import BatchRequest
 from streaming_balance.training.state import Position
-from streaming_balance.training.threads import ReaderThreads
+from streaming_balance.training.threads import LostWorkError, ReaderThreads
 
 # Small batches reach no budget of bytes: hundreds of thousands would be begun before the first is
 # given. So many hide any hiccup of the disk, and are begun in milliseconds.
@@ -56,16 +56,24 @@ class ReadAhead:
 
         Raises:
             ShardError: a sample of this batch could not be read, and none may stand in for it.
+            LostWorkError: a thread ended; asking again reads all of this again.
         """
         if self._pending and self._pending[0][0] != position:
             self.clear()
         if not self._pending:
             self._begin(position, self._assembler.settled(self._request(position)))
         pending = self._pending[0][1]
-        self._threads.wait(pending.done)
-        # Gone from the queue even if it failed: asking again reads it again.
-        self._pending.popleft()
-        made = self._assembler.finish(pending, submit=self._threads.submit, wait=self._threads.wait)
+        try:
+            self._threads.wait(pending.done)
+            # Gone from the queue even if it failed: asking again reads it again.
+            self._pending.popleft()
+            made = self._assembler.finish(
+                pending, submit=self._threads.submit, wait=self._threads.wait
+            )
+        except LostWorkError:
+            # It may belong to any batch under way.
+            self.clear()
+            raise
         try:
             self._read_on(position)
         except KeyboardInterrupt:

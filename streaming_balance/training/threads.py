@@ -66,6 +66,10 @@ class Signal:
         return self._done
 
 
+class LostWorkError(BalanceError):
+    """Work that was queued will never be done: its thread ended in the middle of it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Death:
     """How a thread ended that nobody told to end."""
@@ -118,7 +122,7 @@ class ReaderThreads:
         """Wait until work is done.
 
         Raises:
-            BalanceError: it may never be. A thread has ended by itself: what it was doing is lost,
+            LostWorkError: it may never be. A thread has ended by itself: what it was doing is lost,
                 and new work will be done. Or all of them are gone: after a fork, say.
         """
         while True:
@@ -164,10 +168,10 @@ class ReaderThreads:
         """Start others in the place of threads that ended by themselves, and raise what ended them.
 
         Raises:
-            BalanceError: always.
+            LostWorkError: always.
         """
         if os.getpid() != self.process or not self._stop.alive:
-            raise BalanceError(
+            raise LostWorkError(
                 f"the reader threads of process {self.process} are gone (this is process "
                 f"{os.getpid()}). Begin a new iteration in the process that uses the loader."
             )
@@ -176,7 +180,7 @@ class ReaderThreads:
             while True:
                 deaths.append(self._deaths.get_nowait())
         causes = ", ".join(f"{death.thread}: {death.cause}" for death in deaths)
-        error = BalanceError(
+        error = LostWorkError(
             f"a reader thread ended by itself ({causes or 'without a word'}). What it was doing is "
             f"lost, and another takes its place: ask for the batch again."
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -108,20 +107,6 @@ def test_a_shard_removed_before_training_is_named(tmp_path: Path) -> None:
     (shards.path / shards.manifest.shards[0].name).unlink()
     with loader_of(shards) as loader, pytest.raises(ShardError, match=r"train-000000\.tar is miss"):
         next(iter(loader))
-
-
-def test_a_transform_that_exits_ends_the_process_with_its_status_soon(small_path: Path) -> None:
-    script = """
-import sys
-from streaming_balance.storage.shards import open_shards
-from streaming_balance.training.loader import train_loader
-def leave(sample): sys.exit(123)
-for batch in train_loader(open_shards(sys.argv[1]), global_batch_size=4, transform=leave): pass
-"""
-    started = time.monotonic()
-    ended = run_python(script, small_path)
-    assert ended.returncode == 123
-    assert time.monotonic() - started < 20
 
 
 @pytest.fixture
