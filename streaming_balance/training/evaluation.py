@@ -23,6 +23,7 @@ from streaming_balance.training.environment import find_ranks
 from streaming_balance.training.gathered import Gathered, check_exactly_once
 from streaming_balance.training.iteration import PlannedLoader
 from streaming_balance.training.requests import Batch, BatchRequest
+from streaming_balance.training.sharding import Dealt, ShardingWatch
 from streaming_balance.training.state import LoaderState, Position
 from streaming_balance.training.transforms import Transform
 
@@ -102,6 +103,9 @@ class EvalLoader(PlannedLoader):
         super().__init__(shards, split, delivery=delivery, seed=0)
         self.plan = plan
         self.rank, self.num_ranks = plan.rank, plan.num_ranks
+        self._watch = ShardingWatch(
+            Dealt(rank=plan.rank, num_ranks=plan.num_ranks, is_sampler=False, trains=False)
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         """Evaluate the split, or the rest of it where a pass was left by `break` or resumed.

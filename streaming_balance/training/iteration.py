@@ -26,6 +26,7 @@ from streaming_balance.training.pending import MadeBatch
 from streaming_balance.training.quarantine import Candidates, Quarantine
 from streaming_balance.training.readahead import ReadAhead
 from streaming_balance.training.requests import Batch, BatchRequest
+from streaming_balance.training.sharding import ShardingWatch
 from streaming_balance.training.state import Position
 from streaming_balance.training.threads import ReaderThreads
 from streaming_balance.training.torch_draws import one_thread_each
@@ -47,6 +48,9 @@ class PlannedLoader(ABC):
         seed: seed of transforms.
         standing: where iteration stands; moved on with every batch.
     """
+
+    _watch: ShardingWatch
+    """Looks who iterates; made by whoever knows the ranks."""
 
     def __init__(
         self,
@@ -108,6 +112,7 @@ class PlannedLoader(ABC):
             BalanceError: another iterator of this loader is still in use, or it is closed.
         """
         self._refuse_if_closed()
+        self._watch.look()
         iterator = _LoaderIterator(self, self._position.epoch)
         self._claim(iterator)
         return iterator

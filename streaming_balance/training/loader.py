@@ -28,6 +28,7 @@ from streaming_balance.training.mixing import BatchMixer
 from streaming_balance.training.pairing import Mixing, check_can_mix, parse_mixing
 from streaming_balance.training.quarantine import Candidates
 from streaming_balance.training.requests import Batch, BatchRequest
+from streaming_balance.training.sharding import Dealt, ShardingWatch
 from streaming_balance.training.state import LoaderState, Position, delivered, mixed_in
 from streaming_balance.training.transforms import Transform
 
@@ -79,6 +80,7 @@ class BalancedLoader(PlannedLoader):
             self._mixer = BatchMixer(mixing, num_classes=len(shards.classes), seed=plan.seed)
         self._substitute, self._settings = substitute, plan.settings
         self.rank, self.num_ranks = rank, num_ranks
+        self._watch = ShardingWatch(Dealt(rank=rank, num_ranks=num_ranks, is_sampler=False))
 
     @property
     def plan(self) -> BalancedPlan:

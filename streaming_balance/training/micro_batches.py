@@ -27,10 +27,10 @@ def micro_batches(batch: Mapping[str, Any], count: int) -> Iterator[Batch]:
         count: number of pieces, from 1 to the samples of the smallest part of any rank.
 
     Returns:
-        Yields `count` dicts of views: no voxel is copied. Their sizes differ by one at most, larger
-        ones first. Tensors, arrays and lists are cut along their first axis, in inner dicts too;
-        numbers, texts and None are kept; `loss_scale` is the piece's own. `partner` of a mixed
-        batch goes on counting the rows of the whole batch.
+        An iterator over `count` dicts of views: no voxel is copied. Their sizes differ by one at
+        most, larger ones first. Tensors, arrays and lists are cut along their first axis, in inner
+        dicts too; numbers, texts and None are kept; `loss_scale` is the piece's own. `partner` of a
+        mixed batch goes on counting the rows of the whole batch.
 
     Raises:
         ConfigError: some rank has fewer samples than pieces, or an entry of the batch is neither

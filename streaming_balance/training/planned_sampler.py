@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import operator
-import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,6 +17,7 @@ from streaming_balance.training.announcement import announce, announcement
 from streaming_balance.training.cursors import Place, SamplerPosition
 from streaming_balance.training.environment import find_ranks
 from streaming_balance.training.labels import Labels, Strata, plain_labels, plain_strata
+from streaming_balance.training.sharding import Dealt, ShardingWatch
 from streaming_balance.training.state import LoaderState, Position, delivered
 
 
@@ -66,7 +65,10 @@ class PlannedSampler:
             self.plan, settings, num_ranks=self.num_replicas, classes_declared=False
         )
         if not self.rank:
-            announce(worth_saying([*messages, *_about_sharding(self.num_replicas)]))
+            announce(worth_saying(messages))
+        self._watch = ShardingWatch(
+            Dealt(rank=self.rank, num_ranks=self.num_replicas, is_sampler=True)
+        )
 
     @property
     def batch_size(self) -> int:
@@ -245,18 +247,6 @@ def _replicas(rank: int | None, num_replicas: int | None) -> tuple[int, int]:
 def worth_saying(messages: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
     """Leave out what is said of batches where nobody asked for any: batches of one."""
     return [(level, said) for level, said in messages if not said.startswith("a batch of 1 ")]
-
-
-def _about_sharding(num_replicas: int) -> list[tuple[int, str]]:
-    """Warn of a framework that deals every second batch of what is half already to two ranks."""
-    if num_replicas == 1 or "accelerate" not in sys.modules:
-        return []
-    said = (
-        f"this sampler yields one of {num_replicas} ranks' part. Leave its DataLoader out of "
-        f"accelerator.prepare, which would deal it out once more; or give num_replicas=1, rank=0 "
-        f"and let prepare do it."
-    )
-    return [(logging.WARNING, said)]
 
 
 def _whole(value: object) -> int:

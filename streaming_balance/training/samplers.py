@@ -96,6 +96,7 @@ class BalancedSampler(PlannedSampler, DistributedSampler[int]):
         is left by `break`, the next one goes on after those; to go on exactly, load
         `state_dict(epoch=..., step=...)` of the loop's own place, or use a `StatefulDataLoader`.
         """
+        self._watch.look()
         return IndexCursor(self, self._position)
 
 
@@ -159,4 +160,5 @@ class BalancedBatchSampler(PlannedSampler, Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Go on with the rest of the epoch, or with the next one, as `BalancedSampler` does."""
+        self._watch.look()
         return BatchCursor(self, self._position)

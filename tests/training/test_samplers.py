@@ -7,8 +7,6 @@ import itertools
 import json
 import logging
 import pickle
-import sys
-import types
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -383,18 +381,6 @@ def test_frameworks_see_a_distributed_sampler_and_leave_it_alone() -> None:
     assert sampler.num_samples == len(sampler)
     assert sampler.batch_size == BATCH
     assert (sampler.shuffle, sampler.drop_last) == (True, False)
-
-
-def test_a_second_sharding_by_accelerate_is_warned_of(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    batches(num_replicas=2, rank=0)
-    assert "accelerator.prepare" not in caplog.text
-    monkeypatch.setitem(sys.modules, "accelerate", types.ModuleType("accelerate"))
-    batches(num_replicas=1, rank=0)
-    assert "accelerator.prepare" not in caplog.text
-    batches(num_replicas=2, rank=0)
-    assert "accelerator.prepare" in caplog.text
 
 
 def test_rank_0_logs_the_distribution_before_and_after(caplog: pytest.LogCaptureFixture) -> None:
