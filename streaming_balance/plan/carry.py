@@ -145,8 +145,9 @@ def passes_begun(
         `(H,)` the pass of each group; None where it has no units. Where an old pass had just
         ended, nobody is owed a turn.
     """
-    turns = [np.zeros(group.size, dtype=np.int64) for group in new]
-    owed: list[list[NDArray[np.int64]]] = [[np.empty(0, dtype=np.int64)] for _ in new]
+    changed = {number: group for number, group in enumerate(new) if number not in matches.same}
+    turns = {number: np.zeros(group.size, dtype=np.int64) for number, group in changed.items()}
+    owed = {number: [np.empty(0, dtype=np.int64)] for number in changed}
     for number, (groups, units) in matches.found.items():
         rotation, ordinal = old.rotations[number], ordinals[number]
         place = rotation.place(ordinal)
