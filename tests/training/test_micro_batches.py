@@ -14,6 +14,7 @@ from streaming_balance.errors import ConfigError
 from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.loader import train_loader
 from streaming_balance.training.micro_batches import micro_batches
+from tests.distributed.accumulation_program import loss_of, network
 from tests.training.cohorts import cohort, packed
 
 
@@ -150,16 +151,3 @@ def test_an_entry_that_cannot_be_cut_is_named(entry: dict[str, Any], said: str) 
 def test_what_is_no_batch_of_a_loader_is_refused(batch: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="must be what a loader gives"):
         micro_batches(batch, 1)
-
-
-def network() -> torch.nn.Module:
-    """Make a small network, always the same."""
-    torch.manual_seed(1)
-    layers = [torch.nn.Conv3d(2, 3, 3), torch.nn.Flatten(), torch.nn.Linear(18, 2)]
-    return torch.nn.Sequential(*layers).double()
-
-
-def loss_of(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-    """Give the mean loss over the samples of a batch."""
-    predicted = model(batch["image"].double() / 1000)
-    return torch.nn.functional.cross_entropy(predicted, batch["label"])
