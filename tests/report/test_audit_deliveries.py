@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from collections.abc import Mapping
@@ -11,17 +10,22 @@ from typing import Any
 
 import pytest
 
-from streaming_balance.report.audit import audit_of, audit_run
-from streaming_balance.report.patient import answer_for
-from streaming_balance.report.runs import rebuild_run
-from streaming_balance.report.saved_states import SavedState
-from streaming_balance.report.sightings import Sighting, patient_sightings
-from streaming_balance.report.tallies import Tallies, tally_run
+from streaming_balance.report.audit import audit_run
+from streaming_balance.report.sightings import patient_sightings
 from streaming_balance.storage.shards import ShardSet
-from streaming_balance.training.loader import BalancedLoader, train_loader
 from streaming_balance.training.merging import merge_states
 from streaming_balance.training.state import LoaderState
-from tests.report.witness import Place, Witness, audited_shards, damage
+from tests.report.witness import (
+    Witness,
+    audited_shards,
+    build,
+    check,
+    check_one,
+    damage,
+    of,
+    places,
+    tallied,
+)
 
 CUTMIX = {"name": "cutmix", "probability": 0.5}
 STRATEGIES: dict[str, Any] = {
@@ -54,74 +58,6 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     return shards
 
 
-def build(shards: ShardSet, num_ranks: int, options: Mapping[str, Any]) -> list[BalancedLoader]:
-    """Build the loaders of all ranks."""
-    settings: dict[str, Any] = {"global_batch_size": 6, "seed": 5, "num_threads": 1}
-    return [
-        train_loader(shards, rank=rank, num_ranks=num_ranks, **(settings | dict(options)))
-        for rank in range(num_ranks)
-    ]
-
-
-def tallied(shards: ShardSet, state: Mapping[str, Any]) -> Tallies:
-    """Count from a state that went through JSON."""
-    saved = SavedState.of(LoaderState.from_dict(json.loads(json.dumps(state))))
-    return tally_run(rebuild_run(shards, saved))
-
-
-def places(sightings: Mapping[str, Sighting | None]) -> dict[str, Place]:
-    """Give those who were seen, and where."""
-    return {
-        name: (where.leg, where.epoch, where.step)
-        for name, where in sightings.items()
-        if where is not None
-    }
-
-
-def nonzero(counts: Mapping[str, int]) -> dict[str, int]:
-    """Leave out those who have none."""
-    return {name: count for name, count in counts.items() if count}
-
-
-def of(names: set[str], counts: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out all others."""
-    return {name: value for name, value in counts.items() if name in names}
-
-
-def check(shards: ShardSet, tallies: Tallies, witness: Witness) -> None:
-    """Compare everything an audit says about everybody with what was received."""
-    patients = set(shards.patients("train").tolist())
-    audit, seen = audit_of(tallies), patient_sightings(tallies)
-    assert audit.complete
-    assert audit.exposure.keys() == patients
-    assert nonzero(audit.exposure) == of(patients, witness.exposure)
-    assert nonzero(audit.as_partner) == of(patients, witness.as_partner)
-    assert audit.as_substitute == of(patients, witness.as_substitute)
-    assert audit.substituted == of(patients, witness.substituted)
-    assert len(audit.substitutions) == sum(of(patients, witness.substituted).values())
-    assert seen.first.keys() == seen.last.keys() == patients
-    assert places(seen.first) == of(patients, witness.first)
-    assert places(seen.last) == of(patients, witness.last)
-    assert sum(leg.batches for leg in audit.legs) == witness.batches
-
-
-def check_one(tallies: Tallies, patient: str, witness: Witness) -> None:
-    """Compare what an audit says about one patient's samples with what was received."""
-    answer = answer_for(patient, tallies)
-    everything = {patient: answer.times} | answer.samples
-    for name, times in everything.items():
-        assert times.exposure == witness.exposure[name]
-        assert times.as_partner == witness.as_partner[name]
-        assert times.as_substitute == witness.as_substitute[name]
-        assert times.substituted == witness.substituted[name]
-        ends = {"first": times.first_seen, "last": times.last_seen}
-        assert places(ends) == {
-            end: known[name]
-            for end, known in (("first", witness.first), ("last", witness.last))
-            if name in known
-        }
-
-
 def live(shards: ShardSet, options: Mapping[str, Any], *, seed: int, most_ranks: int = 3) -> None:
     """Train, break, jump and resume at random, and compare at every stop."""
     choose = random.Random(seed)
@@ -144,7 +80,7 @@ def live(shards: ShardSet, options: Mapping[str, Any], *, seed: int, most_ranks:
             for loader in loaders:
                 loader.load_state_dict(state)
         tallies = tallied(shards, merge_states([loader.state_dict() for loader in loaders]))
-        check(shards, tallies, witness)
+        check(tallies, witness)
         check_one(tallies, choose.choice(patients), witness)
     for loader in loaders:
         loader.close()
@@ -208,7 +144,7 @@ def test_a_sample_damaged_between_two_deliveries_of_a_batch_was_seen_the_first_t
     loader.close()
     assert witness.first[key] == (0, 0, 0)
     assert witness.substituted[key] == 1
-    check(shards, tallies, witness)
+    check(tallies, witness)
     owner = str(shards.patients("train")[shards.keys("train").tolist().index(key)])
     check_one(tallies, owner, witness)
 

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from streaming_balance.report.audit import audit_of
+from streaming_balance.report.patient import answer_for
+from streaming_balance.report.runs import rebuild_run
+from streaming_balance.report.saved_states import SavedState
+from streaming_balance.report.sightings import Sighting, patient_sightings
+from streaming_balance.report.tallies import Tallies, tally_run
 from streaming_balance.storage.members import SplitMembers
 from streaming_balance.storage.shards import ShardSet
-from streaming_balance.training.loader import BalancedLoader
+from streaming_balance.training.loader import BalancedLoader, train_loader
+from streaming_balance.training.state import LoaderState
 from tests.building import Sample
 from tests.training.cohorts import packed, voxels
 
@@ -110,3 +118,78 @@ class Witness:
                 if sample != wanted:
                     self.as_substitute[name] += 1
                     self.substituted[str(of[wanted])] += 1
+
+
+def build(shards: ShardSet, num_ranks: int, options: Mapping[str, Any]) -> list[BalancedLoader]:
+    """Build the loaders of all ranks."""
+    settings: dict[str, Any] = {"global_batch_size": 6, "seed": 5, "num_threads": 1}
+    return [
+        train_loader(shards, rank=rank, num_ranks=num_ranks, **(settings | dict(options)))
+        for rank in range(num_ranks)
+    ]
+
+
+def saved(state: Mapping[str, Any]) -> SavedState:
+    """Give a state as it comes out of a JSON file."""
+    return SavedState.of(LoaderState.from_dict(json.loads(json.dumps(state))))
+
+
+def tallied(
+    shards: ShardSet, state: Mapping[str, Any], *, tables: Sequence[ShardSet] = ()
+) -> Tallies:
+    """Count from a state that went through JSON."""
+    return tally_run(rebuild_run(shards, saved(state), tables=tables))
+
+
+def places(sightings: Mapping[str, Sighting | None]) -> dict[str, Place]:
+    """Give those who were seen, and where."""
+    return {
+        name: (where.leg, where.epoch, where.step)
+        for name, where in sightings.items()
+        if where is not None
+    }
+
+
+def nonzero(counts: Mapping[str, int]) -> dict[str, int]:
+    """Leave out those who have none."""
+    return {name: count for name, count in counts.items() if count}
+
+
+def of(names: set[str], counts: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out all others."""
+    return {name: value for name, value in counts.items() if name in names}
+
+
+def check(tallies: Tallies, witness: Witness) -> None:
+    """Compare everything an audit says about everybody with what was received."""
+    legs = tallies.run.legs
+    patients = {name for leg in legs for name in leg.shards.patients("train").tolist()}
+    audit, seen = audit_of(tallies), patient_sightings(tallies)
+    assert audit.complete
+    assert audit.exposure.keys() == patients
+    assert nonzero(audit.exposure) == of(patients, witness.exposure)
+    assert nonzero(audit.as_partner) == of(patients, witness.as_partner)
+    assert audit.as_substitute == of(patients, witness.as_substitute)
+    assert audit.substituted == of(patients, witness.substituted)
+    assert len(audit.substitutions) == sum(of(patients, witness.substituted).values())
+    assert seen.first.keys() == seen.last.keys() == patients
+    assert places(seen.first) == of(patients, witness.first)
+    assert places(seen.last) == of(patients, witness.last)
+    assert sum(leg.batches for leg in audit.legs) == witness.batches
+
+
+def check_one(tallies: Tallies, patient: str, witness: Witness) -> None:
+    """Compare what an audit says about one patient's samples with what was received."""
+    answer = answer_for(patient, tallies)
+    everything = {patient: answer.times} | answer.samples
+    for name, times in everything.items():
+        assert times.exposure == witness.exposure[name]
+        assert times.as_partner == witness.as_partner[name]
+        assert times.as_substitute == witness.as_substitute[name]
+        assert times.substituted == witness.substituted[name]
+        ends = {"first": times.first_seen, "last": times.last_seen}
+        assert places(ends) == {
+            end: known[name]
+            for end, known in (("first", witness.first), ("last", witness.last))
+            if name in known
+        }
