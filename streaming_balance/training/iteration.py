@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import weakref
@@ -33,6 +34,8 @@ from streaming_balance.training.torch_draws import one_thread_each
 from streaming_balance.training.transforms import KeyedTransform
 from streaming_balance.training.turns import Turn
 from streaming_balance.training.workers import BatchSource, WorkerEngine
+
+logger = logging.getLogger(__name__)
 
 
 class PlannedLoader(ABC):
@@ -179,6 +182,7 @@ class PlannedLoader(ABC):
         if self._delivery.batch_transform is not None:
             batch = self._delivery.batch_transform(batch)
         self._count(made)
+        self._tell(request)
         self._standing.advance(self._after(self._position), request.substitutions)
         return batch
 
@@ -196,6 +200,20 @@ class PlannedLoader(ABC):
                 "step": request.step,
                 "keys": self._shards.keys(self._split)[list(slowest.samples)].tolist(),
             }
+
+    def _tell(self, request: BatchRequest) -> None:
+        """Name who stood in for whom: nobody is replaced in silence."""
+        for record in request.substitutions:
+            keys = self._shards.keys(self._split)
+            logger.warning(
+                "epoch %d, step %d, slot %d: %s is damaged, and %s stands in for it. %s",
+                record.epoch,
+                record.step,
+                record.slot,
+                keys[record.sample],
+                keys[record.substitute],
+                record.reason,
+            )
 
     def _after(self, position: Position) -> Position:
         """Give the position after a batch: the next step, or the start of the next epoch."""
