@@ -5,9 +5,12 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +20,13 @@ import pytest
 from streaming_balance.errors import BalanceError
 from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.loader import BalancedLoader, train_loader
-from tests.training.cohorts import cohort, packed, seen, take
+from tests.building import Sample
+from tests.training.cohorts import PROJECT_ROOT, cohort, packed, seen, take, voxels
 
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
 
-# What the catalogue of faults allows, and what a hang would be.
-SECONDS = 5.0
-READER = r"streaming-balance-reader-\d"
+# Each takes a second or less. A machine that is busy otherwise takes longer, a hang longer still.
+SECONDS = 15.0
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +169,108 @@ def test_a_worker_that_dies_in_a_sample_says_how_and_the_loader_goes_on(
         got += take(loader, 24 - len(got))
     assert got == expected
     assert psutil.Process().children(recursive=True) == []
+
+
+BEGIN = """
+import os, signal, sys, time, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+from streaming_balance.storage.shards import open_shards
+from streaming_balance.training.loader import train_loader
+from tests.training.cohorts import take
+def loader_of(**options):
+    settings = {"global_batch_size": 4, "balance": "class_balanced", "seed": 6, "num_threads": 2}
+    return train_loader(open_shards(sys.argv[1]), **settings | options)
+"""
+
+
+def test_reader_threads_need_no_shared_memory(tmp_path: Path) -> None:
+    isolated = ["unshare", "-m", "-r"]
+    room = "mount -t tmpfs -o size=1m tmpfs /dev/shm"
+    if subprocess.run([*isolated, "sh", "-c", room], check=False).returncode:
+        pytest.skip("a private /dev/shm needs user namespaces, which this machine does not give")
+    samples = [Sample(key=f"P{n}", image=voxels(n, (4, 48, 48, 48))) for n in range(8)]
+    shards = packed(tmp_path / "cohort", samples)
+    with loader_of(shards, balance=None) as loader:
+        plenty = take(loader, 3)
+    script = tmp_path / "script.py"
+    # Nothing fits there any more; batches of 7 MB are read ahead all the same.
+    script.write_text(
+        BEGIN
+        + """
+with open("/dev/shm/full", "wb") as file:
+    try:
+        while True: file.write(bytes(1 << 16)), file.flush()
+    except OSError: pass
+with loader_of(balance=None) as loader: print(take(loader, 3))
+"""
+    )
+    command = f"{room} && exec {sys.executable} {script} {shards.path}"
+    ended = subprocess.run(
+        [*isolated, "sh", "-c", command],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(PROJECT_ROOT)},
+        check=False,
+    )
+    assert ended.stdout == f"{plenty}\n", ended.stderr[-1500:]
+
+
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for temporary files: the path of a socket has room for a hundred letters."""
+    with tempfile.TemporaryDirectory(prefix="sb-") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("second", ["at once", "while leaving"])
+def test_ctrl_c_twice_leaves_no_process_no_shared_memory_and_no_temporary_file(
+    shards: ShardSet, temporary: Path, workers: int, second: str
+) -> None:
+    script = """
+import psutil
+def slow(sample):
+    time.sleep(0.05)
+    return sample
+with loader_of(transform=slow, workers=int(sys.argv[2])) as loader:
+    try:
+        for number, batch in enumerate(loader):
+            if not number: print(*[p.pid for p in psutil.Process().children()], flush=True)
+    finally:
+        os.write(1, b"leaving\\n")
+"""
+    before = {path.name for path in Path("/dev/shm").glob("*")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", BEGIN + script, str(shards.path), str(workers)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=PROJECT_ROOT,
+        start_new_session=True,
+    )
+    alarm = threading.Timer(60, process.kill)
+    alarm.start()
+    try:
+        assert process.stdout is not None
+        children = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(children) == workers
+        # As a terminal does: to the whole group.
+        os.killpg(process.pid, signal.SIGINT)
+        started = time.monotonic()
+        if second == "while leaving":
+            assert process.stdout.readline() == "leaving\n"
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate()
+        assert time.monotonic() - started < SECONDS
+    finally:
+        alarm.cancel()
+        process.kill()
+    assert "KeyboardInterrupt" in errors
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    assert list(temporary.iterdir()) == []
+    mine = {str(pid) for pid in (process.pid, *children)}
+    left = {path.name for path in Path("/dev/shm").glob("*")} - before
+    assert not [name for name in left if mine & set(name.split("_"))]

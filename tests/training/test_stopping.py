@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from streaming_balance.errors import ConfigError
+from streaming_balance.storage.shards import ShardSet
+from streaming_balance.training.loader import train_loader
 from streaming_balance.training.stopping import StopTogether, heard_signals
-from tests.training.cohorts import run_python
+from tests.training.cohorts import run_python, take
 
 
 @pytest.fixture(autouse=True)
@@ -237,6 +241,57 @@ try:
         assert stop.requested()
 except ValueError:
     os._exit(0 if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL else 1)
+print("done")
+"""
+    ended = run_python(FORKED + script)
+    assert ended.stdout == "done\n", ended.stderr[-1500:]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+def test_workers_leave_the_signals_to_their_rank_but_end_when_their_rank_says_so(
+    small: ShardSet,
+) -> None:
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    options: dict[str, Any] = {"global_batch_size": 4, "balance": "class_balanced", "seed": 3}
+    with train_loader(small, **options) as straight:
+        expected = take(straight, 20)
+    with StopTogether(signals=signals) as stop, train_loader(small, workers=2, **options) as loader:
+        got = take(loader, 2)
+        workers = psutil.Process().children()
+        assert len(workers) == 2
+        # As a cluster does: from outside, to every process it finds.
+        for worker in workers:
+            for number in signals:
+                subprocess.run(["kill", f"-{int(number)}", str(worker.pid)], check=True)
+        got += take(loader, 18)
+        assert psutil.Process().children() == workers
+        assert not stop.requested()
+        for worker in workers:
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(30) == 0
+    assert got == expected
+
+
+def test_a_worker_whose_parent_has_died_ends_by_anybody_s_signal() -> None:
+    script = """
+from streaming_balance.training.stopping import leave_signals
+orphan, told = os.pipe()
+parent = os.fork()
+if not parent:
+    child = os.fork()
+    if child: os.waitpid(child, os.WNOHANG), os.read(into, 1), os._exit(0)
+    os.close(orphan)
+    leave_signals((signal.SIGTERM,), os.getppid(), 0)
+    os.write(told, str(os.getpid()).encode())
+    while True: signal.pause()
+os.close(told)
+child = int(os.read(orphan, 9))
+os.write(out, b"!")
+os.waitpid(parent, 0)
+signal.alarm(30)
+os.kill(child, signal.SIGTERM)
+# Its end of the pipe closes with it.
+assert os.read(orphan, 1) == b""
 print("done")
 """
     ended = run_python(FORKED + script)

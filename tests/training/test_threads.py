@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from streaming_balance.errors import BalanceError
-from streaming_balance.training.threads import ReaderThreads, Signal
+from streaming_balance.training.threads import LostWorkError, ReaderThreads, Signal
 from tests.training.cohorts import run_python
 
 DEADLINE = 10.0
@@ -74,6 +74,80 @@ def test_waiting_for_threads_that_are_gone_is_an_error_not_a_hang() -> None:
     with pytest.raises(BalanceError, match=r"reader threads of process .* are gone"):
         threads.wait(Signal())
     assert time.monotonic() - started < 5
+
+
+def test_a_thread_that_ends_by_itself_is_told_to_who_waits_even_if_the_others_did_the_work() -> (
+    None
+):
+    threads, done, named = ReaderThreads(2), Signal(), list[threading.Thread]()
+
+    def leave() -> None:
+        named.append(threading.current_thread())
+        begun.set()
+        raise SystemExit(7)
+
+    begun = threading.Event()
+    threads.submit(leave)
+    assert begun.wait(DEADLINE)
+    named[0].join(DEADLINE)
+    threads.submit(done.set)
+    with pytest.raises(LostWorkError, match=rf"{named[0].name}: SystemExit with status 7") as error:
+        threads.wait(done)
+    assert "raise SystemExit(7)" in error.value.__notes__[0]
+    threads.wait(done)
+    assert [thread.is_alive() for thread in threads._threads] == [True, True]
+    threads.close()
+
+
+def test_threads_that_cannot_prepare_themselves_are_named_every_time() -> None:
+    """Not only the first time: their places are taken by others, which fail alike."""
+
+    def prepare() -> None:
+        raise MemoryError("no stack left")
+
+    before = len(readers())
+    threads = ReaderThreads(1, prepare=prepare)
+    for _ in range(3):
+        started = time.monotonic()
+        with pytest.raises(LostWorkError, match=r"reader-0: MemoryError: no stack left"):
+            threads.wait(Signal())
+        assert time.monotonic() - started < 5
+    threads.close()
+    assert len(readers()) == before
+
+
+def test_threads_the_system_does_not_start_are_an_error_that_names_the_setting() -> None:
+    script = """
+import threading
+from streaming_balance.errors import BalanceError
+from streaming_balance.training.threads import ReaderThreads
+def stack(megabytes): threading.stack_size(megabytes << 20)
+threads = ReaderThreads(1)
+stack(1 << 26)
+for attempt in range(2):
+    try: ReaderThreads(2)
+    except BalanceError as error: print(error)
+threads.submit(exit)
+for attempt in range(2):
+    try: threads.wait(threading.Event())
+    except BalanceError as error: print(error, "/", error.__cause__)
+stack(0)
+try: threads.wait(threading.Event())
+except BalanceError as error: print(error)
+done = threading.Event()
+threads.submit(done.set)
+threads.wait(done)
+print(threading.active_count())
+"""
+    ended = run_python(script)
+    first, second, *later, count = ended.stdout.splitlines() or [ended.stderr]
+    assert first == second
+    assert first.startswith("reader thread 0 did not start (can't start new thread).")
+    assert "lower num_threads" in first
+    assert "SystemExit with status 0" in later[0]
+    assert all(first in line for line in later[:2])
+    assert len(later) == 3
+    assert count == "2"
 
 
 def test_threads_end_when_their_owner_is_forgotten() -> None:
