@@ -64,23 +64,12 @@ def seen_since(later: Tallies, earlier: Tallies) -> dict[str, int]:
 
     Returns:
         patient -> times, alone or as the partner of another, sorted by patient.
-
-    Raises:
-        ResumeError: somebody was seen less often by the later state.
     """
     times = later.by_patient("exposure").tolist()
     before = dict(zip(earlier.names, earlier.by_patient("exposure").tolist(), strict=True))
-    since = {
+    return {
         name: count - before.get(name, 0) for name, count in zip(later.names, times, strict=True)
     }
-    less = [name for name, count in since.items() if count < 0]
-    if less:
-        raise ResumeError(
-            f"substitutions: by the later state patient {less[0]!r} was seen {-since[less[0]]} "
-            f"times less than by the earlier one: they have the records of different ranks. Save "
-            f"what merge_states gives for all ranks."
-        )
-    return since
 
 
 def _parts(state: LoaderState) -> list[LoaderState]:
