@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,8 @@ class Case:
     """Who is trained on."""
     options: dict[str, Any] = field(default_factory=dict)
     """Other settings of the loader."""
+    after: str | None = None
+    """What the run balanced by in its first three batches, before its plan was changed."""
 
 
 def noisy(sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
@@ -102,6 +104,7 @@ CASES = {
     ),
     "substitution": Case(balance="class_balanced", batch=3, ranks=1, options=SUBSTITUTE),
     "substitution, 2 ranks": Case(balance="class_balanced", batch=4, ranks=2, options=SUBSTITUTE),
+    "carried over": Case(balance="class_balanced", batch=5, ranks=2, after="upsample"),
     "some left out": Case(balance="class_balanced", batch=4, options={"exclude": ["H02", "L04"]}),
 }  # fmt: skip
 WORKERS = {
@@ -197,12 +200,24 @@ def straight(
     states: list[str] = []
     exposures: list[Any] = []
     with ranks_of(cohorts, case) as loaders:
+        if case.after is not None:
+            for loader in loaders:
+                loader.load_state_dict(left_early(cohorts, case), carry_exposure=True)
         # One batch of the epoch after: the last step and what comes after it are stops, too.
         while not batches or batches[-1][0][0] < epochs:
             states.append(saved(loaders))
             exposures.append(loaders[0].exposure().tolist())
             batches.append(step(loaders))
     return batches, states, exposures
+
+
+def left_early(cohorts: dict[str, ShardSet], case: Case) -> dict[str, Any]:
+    """Give the state of a run under another plan that was left in its first epoch."""
+    earlier = replace(case, balance=case.after, after=None, batch=3, ranks=1)
+    with ranks_of(cohorts, earlier) as (loader,):
+        for _ in range(3):
+            step([loader])
+        return loader.state_dict()
 
 
 @pytest.mark.parametrize("name", CASES)
