@@ -85,7 +85,7 @@ def answer_about_one(
     if since is not None and later is not None:
         print(f"since then, until {_position(later)}: {_how_often(since[patient])}")
     if answer.samples:
-        _print_samples(answer)
+        _print_samples(answer, audit)
     _print_proof(audit)
 
 
@@ -154,7 +154,7 @@ def _print_exceptions(audit: Audit) -> None:
             f"recorded nowhere"
         )
     if audit.excluded:
-        print(f"excluded from the plan: {audit.excluded:,} samples")
+        print(f"excluded from the plan: {counted(audit.excluded, 'sample')}")
     if audit.absent:
         names = ", ".join(audit.absent)
         print(f"no longer in the data set: {counted(len(audit.absent), 'patient')}: {names}")
@@ -180,7 +180,7 @@ def _print_patients(audit: Audit, seen: Sightings) -> None:
         ("patient", "times", "first", "last", "as partner", "as substitute", "replaced"),
         (
             (
-                *(name, times, _when(seen.first[name]), _when(seen.last[name])),
+                *(name, times, _when(seen.first[name], audit), _when(seen.last[name], audit)),
                 audit.as_partner.get(name, 0),
                 audit.as_substitute.get(name, 0),
                 audit.substituted.get(name, 0),
@@ -199,7 +199,8 @@ def _print_answer(answer: PatientAnswer, audit: Audit) -> None:
         f"epoch {audit.epoch}, step {audit.step}{known}"
     )
     if answer.seen:
-        print(f"first seen: {_when(times.first_seen)}; last seen: {_when(times.last_seen)}")
+        first, last = _when(times.first_seen, audit), _when(times.last_seen, audit)
+        print(f"first seen: {first}; last seen: {last}")
     details = {
         "as the partner of another": times.as_partner,
         "in the place of a damaged sample": times.as_substitute,
@@ -218,14 +219,19 @@ def _print_answer(answer: PatientAnswer, audit: Audit) -> None:
         print(f"not audited: {', '.join(audit.not_audited)}")
 
 
-def _print_samples(answer: PatientAnswer) -> None:
+def _print_samples(answer: PatientAnswer, audit: Audit) -> None:
     """Print a row per sample of a patient."""
     print_table(
         "by sample",
         ("sample", "times", "first", "last", "as partner", "as substitute", "replaced"),
         (
             (
-                *(key, times.exposure, _when(times.first_seen), _when(times.last_seen)),
+                *(
+                    key,
+                    times.exposure,
+                    _when(times.first_seen, audit),
+                    _when(times.last_seen, audit),
+                ),
                 *(times.as_partner, times.as_substitute, times.substituted),
             )
             for key, times in answer.samples.items()
@@ -239,6 +245,7 @@ def _print_proof(audit: Audit) -> None:
     print(f"data digest: {audit.shards_digest}")
     print(f"sample table digest: {audit.table_digest}")
     print(f"state digest: {audit.state_digest}")
+    print(f"substitutions of all ranks known: {'yes' if audit.complete else 'NO'}")
 
 
 def _since_document(since: dict[str, int] | None, later: Tallies | None) -> dict[str, Any]:
@@ -264,12 +271,12 @@ def _how_often(times: int) -> str:
     return f"seen {spanned(times, times)}" if times else "not seen"
 
 
-def _when(where: Sighting | None) -> str:
-    """Write a sighting."""
+def _when(where: Sighting | None, audit: Audit) -> str:
+    """Write a sighting; where a run has several legs, epochs may have the same number."""
     if where is None:
         return "never"
-    plan = f"leg {where.leg}, " if where.leg else ""
-    return f"{plan}epoch {where.epoch}, step {where.step}"
+    leg = f"leg {where.leg}, " if len(audit.legs) > 1 else ""
+    return f"{leg}epoch {where.epoch}, step {where.step}"
 
 
 def _pair(place: tuple[int, int]) -> str:

@@ -54,6 +54,7 @@ def patient_document(audit: Audit, answer: PatientAnswer) -> dict[str, Any]:
         The names of `audit_document` where they are about the patient, and `samples` by key.
     """
     name, times = answer.patient, answer.times
+    seen = Sightings(first={name: times.first_seen}, last={name: times.last_seen})
     proof = ("epoch", "step", "complete", "not_audited", "plan_digest", "shards_digest")
     document = {field: getattr(audit, field) for field in (*proof, "table_digest", "state_digest")}
     return document | {
@@ -67,8 +68,6 @@ def patient_document(audit: Audit, answer: PatientAnswer) -> dict[str, Any]:
         "as_partner": {name: times.as_partner},
         "as_substitute": {name: times.as_substitute},
         "substituted": {name: times.substituted},
-        "first_seen": {name: _place(times.first_seen)},
-        "last_seen": {name: _place(times.last_seen)},
         "samples": {key: _times(sample) for key, sample in answer.samples.items()},
         "substitutions": [
             asdict(record)
@@ -76,6 +75,7 @@ def patient_document(audit: Audit, answer: PatientAnswer) -> dict[str, Any]:
             if name in (record.patient, record.substitute_patient)
         ],
         "legs": [asdict(leg) for leg in audit.legs],
+        **_sightings(seen, with_legs=len(audit.legs) > 1),
     }
 
 

@@ -90,7 +90,9 @@ def _cohort(shards: ShardSet) -> str:
         f"{counted(count, 'patient')} in {split} ({_listed(by_class[split])})"
         for split, count in counts.items()
     ]
-    several = any(sum(by_class[split].values()) > count for split, count in counts.items())
+    several = shards.multi_label or any(
+        sum(by_class[split].values()) > count for split, count in counts.items()
+    )
     note = "; a patient of several classes counts in each" if several else ""
     return (
         f"The data set with content digest {shards.digest} has "
@@ -135,21 +137,23 @@ def _plan(leg: LegSummary, tallies: Tallies, number: int) -> str:
     """Say what was drawn from, how, and in what batches."""
     settings = leg.settings
     plan = tallies.run.legs[number].plan
-    places = f" of data set {leg.shards_digest}" if len(tallies.run.legs) > 1 else ""
+    several = len({one.shards.digest for one in tallies.run.legs}) > 1
+    where = f" of data set {leg.shards_digest}" if several else ""
+    strategy = _strategy({**settings["balance"], "unit": plan.unit})
     return (
-        f"from {settings['split']}{places} by the strategy {_strategy(settings['balance'])}, whose "
-        f"turns go by {plan.unit}, in global batches of "
+        f"from {settings['split']}{where} alone, by the strategy {strategy}, in global batches of "
         f"{counted(settings['global_batch_size'], 'sample')}, with seed {settings['seed']} (plan "
         f"version {settings['version']}, plan digest {leg.plan_digest})"
     )
 
 
 def _strategy(settings: Mapping[str, Any]) -> str:
-    """Write a strategy and the options that differ from its defaults."""
+    """Write a name and its options."""
     options = {name: value for name, value in settings.items() if name != "name"}
-    if not options:
-        return str(settings["name"])
-    written = ", ".join(f"{name}: {json.dumps(value)}" for name, value in options.items())
+    written = ", ".join(
+        f"{name}: {value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in options.items()
+    )
     return f"{settings['name']} ({written})"
 
 
@@ -161,9 +165,10 @@ def _deliveries(audit: Audit, tallies: Tallies) -> list[str]:
     if not samples:
         return [f"{until}, nothing was delivered yet."]
     natural = _natural_shares(tallies)
+    drawer = "were drawn from" if len(audit.legs) == 1 else "the last plan drew from"
     shares = joined(
-        f"{label} was {entry.share:.1%} of them ({natural.get(label, 0.0):.1%} of the samples "
-        f"drawn from)"
+        f"{label} was {entry.share:.1%} of them ({natural.get(label, 0.0):.1%} of the samples that "
+        f"{drawer})"
         for label, entry in audit.classes.items()
     )
     jumps = sum(len(leg.skipped) for leg in audit.legs)
@@ -179,11 +184,12 @@ def _times(audit: Audit) -> str:
     """Say how often the patients of each class were seen."""
     drawn = {label: entry for label, entry in audit.classes.items() if entry.patients}
     parts = (
-        f"each of {label} {spanned(entry.exposure_min, entry.exposure_max)}"
-        for label, entry in drawn.items()
+        f"{'each' if number else 'Each patient'} of {label}{'' if number else ' was seen'} "
+        f"{spanned(entry.exposure_min, entry.exposure_max)}"
+        for number, (label, entry) in enumerate(drawn.items())
     )
-    aside = ", as what others were mixed with too" if audit.mixing else ""
-    return f"Patients were delivered{aside}: {joined(parts)}."
+    aside = ", being mixed into others included" if audit.mixing else ""
+    return f"{joined(parts)}{aside}."
 
 
 def _natural_shares(tallies: Tallies) -> dict[str, float]:
@@ -204,7 +210,7 @@ def _amount(leg: LegSummary) -> str:
 
 def _exceptions(audit: Audit, tallies: Tallies) -> list[str]:
     """Say who was left out, replaced or mixed."""
-    sentences = [_exclusions(tallies), _replacements(audit, tallies)]
+    sentences = [*_exclusions(tallies), _replacements(audit, tallies)]
     if audit.mixing is not None:
         how = _strategy(audit.mixing)
         sentences.append(f"Batches were mixed by {how}, samples with others of their batch.")
@@ -216,17 +222,19 @@ def _exceptions(audit: Audit, tallies: Tallies) -> list[str]:
     return sentences
 
 
-def _exclusions(tallies: Tallies) -> str:
-    """Say who the last plan leaves out by name."""
-    left_out = tallies.legs[-1].left_out
-    if not left_out.any():
-        return "Nobody was excluded by name."
-    owners = len(np.unique(tallies.owners[-1][left_out]))
-    count = int(left_out.sum())
-    return (
-        f"{counted(count, 'sample')} of {counted(owners, 'patient')} "
-        f"{'was' if count == 1 else 'were'} excluded by name."
-    )
+def _exclusions(tallies: Tallies) -> list[str]:
+    """Say who each plan leaves out by name."""
+    sentences = []
+    for number, (tally, owner) in enumerate(zip(tallies.legs, tallies.owners, strict=True)):
+        count = int(np.count_nonzero(tally.left_out))
+        if count:
+            patients = len(np.unique(owner[tally.left_out]))
+            by = f" by plan {number + 1}" if len(tallies.legs) > 1 else ""
+            sentences.append(
+                f"{counted(count, 'sample')} of {counted(patients, 'patient')} "
+                f"{'was' if count == 1 else 'were'} excluded by name{by}."
+            )
+    return sentences or ["Nobody was excluded by name."]
 
 
 def _replacements(audit: Audit, tallies: Tallies) -> str:
