@@ -230,7 +230,7 @@ class Downsample(Strategy):
             >>> Downsample(target_ratio=0.5).resampled({"LGG": 75, "HGG": 210})
             {'LGG': 75, 'HGG': 150}
         """
-        smallest = min(count for count in sizes.values() if count)
+        smallest = min((count for count in sizes.values() if count), default=0)
         ceiling = int(smallest / exact_decimal(self.target_ratio) + FLOOR_GUARD)
         return {label: min(count, ceiling) for label, count in sizes.items() if count}
 

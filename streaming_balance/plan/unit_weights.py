@@ -50,7 +50,7 @@ def _repeat_factors(table: ClassTable, strategy: RepeatFactor) -> NDArray[np.flo
     """Give every sample the largest repeat factor of its labels; 1 to a sample without any."""
     sizes = np.array(list(table.sizes.values()), dtype=np.float64)
     drawn = sum(group.size for group in table.members)
-    factors = strategy.factors(sizes / drawn)
+    factors = strategy.factors(sizes / max(1, drawn))
     if table.membership is not None:
         by_label = np.where(table.membership, factors[None, :], 1.0)
         return np.asarray(by_label.max(axis=1, initial=1.0), dtype=np.float64)

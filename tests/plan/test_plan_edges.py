@@ -475,6 +475,26 @@ def test_the_digest_differs_with_everything_that_changes_a_batch() -> None:
     assert len({plan.digest for plan in plans}) == len(plans)
 
 
+@pytest.mark.parametrize(
+    "balance",
+    [
+        "class_balanced",
+        {"name": "downsample", "rotate": False},
+        "upsample",
+        "repeat_factor",
+        {"name": "p_k", "P": 1, "M": 2},
+        {"name": "sample_weights", "weights": [1.0, 2.0]},
+    ],
+    ids=str,
+)
+def test_leaving_everybody_out_is_refused_in_words_by_every_kind_of_strategy(
+    balance: str | dict[str, Any],
+) -> None:
+    shards = Shards(["P1", "P2"], ["a", "a"], ["a"])
+    with pytest.raises(ConfigError, match=r"no training sample|weights are 0"):
+        BalancedPlan.for_shards(shards, global_batch_size=2, balance=balance, exclude=["P1", "P2"])
+
+
 def test_options_written_as_defaults_do_not_change_the_digest() -> None:
     written = {"name": "uniform", "last": "full", "draw": "quota", "replacement": True}
     assert plan_of(balance=written) == plan_of()
