@@ -30,6 +30,32 @@ _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """What the errors about a shard tell their reader to do; `{folder}` is the shard's folder."""
+
+    unreadable: str = "Check the kernel log, then run `streaming-balance verify {folder}`."
+    """Where the system cannot read it."""
+    cut: str = (
+        "restore it, or run the same pack command again, then `streaming-balance verify {folder}`."
+    )
+    """Where it lost its end while it was in use."""
+    closed: str = "Make a new one with `shards.reader(split)`."
+    """Where its reader was closed."""
+    replaced: str = "Run `streaming-balance verify {folder}`, then open the data set again."
+    """Where another file took its name."""
+    damaged: str = (
+        "Copy the shard again from its source, or run the same pack command with --overwrite; "
+        "`streaming-balance verify {folder}` lists every damaged shard."
+    )
+    """Where it is no regular file of the expected length."""
+    length_is_from: str = "index says"
+    """How the expected length is known."""
+
+
+PACKED = Advice()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExpectedFile:
     """Where a shard is and how long it must be."""
 
@@ -73,19 +99,28 @@ class DescriptorPool:
 
     Args:
         files: place and length of each shard; a shard is called by its number in this sequence.
+            It may grow while the pool is in use.
         max_open_files: most files open at once, at least 1.
+        advice: what errors tell their reader to do; by default, for shards of a packed data set.
 
     Raises:
         ConfigError: `max_open_files` is below 1.
     """
 
-    def __init__(self, files: Sequence[ExpectedFile], *, max_open_files: int = 64) -> None:
+    def __init__(
+        self,
+        files: Sequence[ExpectedFile],
+        *,
+        max_open_files: int = 64,
+        advice: Advice = PACKED,
+    ) -> None:
         if max_open_files < 1:
             raise ConfigError(
                 f"max_open_files is {max_open_files}, but reading needs at least 1 open file."
             )
         self._files = files
         self._max_open_files = max_open_files
+        self._advice = advice
         self._identities: dict[int, _Identity] = {}
         # Least recently used first.
         self._open: OrderedDict[int, _OpenFile] = OrderedDict()
@@ -169,21 +204,20 @@ class DescriptorPool:
             try:
                 found = read_fully(descriptor, buffers, offset)
             except OSError as error:
+                path = self._files[shard].path
                 raise ShardError(
                     error.errno,
                     f"reading {what} at byte {offset} failed: {error.strerror}. Is the file system "
-                    "healthy? Check the kernel log, then run `streaming-balance verify "
-                    f"{self._files[shard].path.parent}`.",
-                    str(self._files[shard].path),
+                    f"healthy? {self._advice.unreadable.format(folder=path.parent)}",
+                    str(path),
                 ) from error
         wanted = sum(len(buffer) for buffer in buffers)
         if found != wanted:
             path = self._files[shard].path
             raise ShardError(
                 f"{path}: short read of {what}: bytes {offset} to {offset + wanted} are wanted, "
-                f"but the shard ends at byte {offset + found}. It was cut while in use: restore "
-                "it, or run the same pack command again, then "
-                f"`streaming-balance verify {path.parent}`."
+                f"but the shard ends at byte {offset + found}. It was cut while in use: "
+                + self._advice.cut.format(folder=path.parent)
             )
 
     def _acquire(self, shard: int) -> _OpenFile:
@@ -192,8 +226,7 @@ class DescriptorPool:
             while True:
                 if self._closed:
                     raise ShardError(
-                        f"{self._files[shard].path}: its reader was closed. Make a new one with "
-                        "`shards.reader(split)`."
+                        f"{self._files[shard].path}: its reader was closed. {self._advice.closed}"
                     )
                 opened = self._open.get(shard)
                 if opened is None:
@@ -238,15 +271,14 @@ class DescriptorPool:
     def _check_identity(self, shard: int, status: os.stat_result) -> None:
         """Raise unless the file just opened has its length and is the one opened before."""
         path = self._files[shard].path
-        check_shard_size(path, status, self._files[shard].bytes)
+        check_shard_size(path, status, self._files[shard].bytes, self._advice)
         found = _Identity(status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
         first = self._identities.setdefault(shard, found)
         if found != first:
             raise ShardError(
                 f"{path}: the shard was replaced while in use: first opened as inode {first.inode} "
                 f"changed at {first.modified_ns} ns, now inode {found.inode} changed at "
-                f"{found.modified_ns} ns. Run `streaming-balance verify {path.parent}`, then "
-                "open the data set again."
+                f"{found.modified_ns} ns. {self._advice.replaced.format(folder=path.parent)}"
             )
 
     def _retire_idle(self) -> bool:
@@ -308,24 +340,18 @@ def read_fully(descriptor: int, buffers: Sequence[memoryview], offset: int) -> i
     return found
 
 
-def check_shard_size(path: Path, status: os.stat_result, expected_bytes: int) -> None:
+def check_shard_size(
+    path: Path, status: os.stat_result, expected_bytes: int, advice: Advice = PACKED
+) -> None:
     """Raise `ShardError` unless `status` is of a regular file of `expected_bytes`."""
-    way_out = (
-        "Copy the shard again from its source, or run the same pack command with --overwrite; "
-        f"`streaming-balance verify {path.parent}` lists every damaged shard."
-    )
+    way_out = advice.damaged.format(folder=path.parent)
+    said = f"{advice.length_is_from} {expected_bytes}"
     if not stat.S_ISREG(status.st_mode):
         raise ShardError(f"{path}: shard {path.name} is not a regular file. {way_out}")
     if status.st_size == 0 and expected_bytes > 0:
-        raise ShardError(
-            f"{path}: shard {path.name} is an empty file, index says {expected_bytes} bytes. "
-            f"{way_out}"
-        )
+        raise ShardError(f"{path}: shard {path.name} is an empty file, {said} bytes. {way_out}")
     if status.st_size != expected_bytes:
-        raise ShardError(
-            f"{path}: shard {path.name}: size {status.st_size}, index says {expected_bytes}. "
-            f"{way_out}"
-        )
+        raise ShardError(f"{path}: shard {path.name}: size {status.st_size}, {said}. {way_out}")
 
 
 def _read_some(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
