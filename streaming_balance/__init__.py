@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from streaming_balance.plan.distribution import get_class_distribution
     from streaming_balance.plan.epoch import BalancedPlan
     from streaming_balance.storage.codecs import decode_member as decode
-    from streaming_balance.storage.shards import ShardSet, open_shards
+    from streaming_balance.storage.shards import ShardSet, open_shards, open_table
     from streaming_balance.tabular import smote
     from streaming_balance.training.class_weights import (
         compute_class_weights,
@@ -45,9 +45,12 @@ if TYPE_CHECKING:
         ClassWeightedCrossEntropyLoss,
         ClassWeightedMSELoss,
     )
+    from streaming_balance.training.merging import merge_states
+    from streaming_balance.training.micro_batches import micro_batches
     from streaming_balance.training.mixing import cutmix, mixup
     from streaming_balance.training.samplers import BalancedBatchSampler, BalancedSampler
     from streaming_balance.training.shard_dataset import ShardDataset
+    from streaming_balance.training.stopping import StopTogether
     from streaming_balance.training.weighted import create_weighted_sampler, get_weighted_sampler
 
 __version__ = "0.1.0"
@@ -67,6 +70,7 @@ __all__ = [
     "ShardError",
     "ShardSet",
     "SplitError",
+    "StopTogether",
     "compute_class_weights",
     "compute_effective_num_weights",
     "compute_weights_from_config",
@@ -79,8 +83,11 @@ __all__ = [
     "get_class_distribution",
     "get_weighted_sampler",
     "load_config",
+    "merge_states",
+    "micro_batches",
     "mixup",
     "open_shards",
+    "open_table",
     "smote",
     "train_loader",
     "upsample_dataset",
@@ -106,6 +113,7 @@ _HOMES = {
     "ShardError": ("streaming_balance.errors", "ShardError"),
     "ShardSet": ("streaming_balance.storage.shards", "ShardSet"),
     "SplitError": ("streaming_balance.errors", "SplitError"),
+    "StopTogether": ("streaming_balance.training.stopping", "StopTogether"),
     "compute_class_weights": ("streaming_balance.training.class_weights", "compute_class_weights"),
     "compute_effective_num_weights": (
         "streaming_balance.training.class_weights",
@@ -124,8 +132,11 @@ _HOMES = {
     "get_class_distribution": ("streaming_balance.plan.distribution", "get_class_distribution"),
     "get_weighted_sampler": ("streaming_balance.training.weighted", "get_weighted_sampler"),
     "load_config": ("streaming_balance.config", "load_config"),
+    "merge_states": ("streaming_balance.training.merging", "merge_states"),
+    "micro_batches": ("streaming_balance.training.micro_batches", "micro_batches"),
     "mixup": ("streaming_balance.training.mixing", "mixup"),
     "open_shards": ("streaming_balance.storage.shards", "open_shards"),
+    "open_table": ("streaming_balance.storage.shards", "open_table"),
     "smote": ("streaming_balance.tabular", "smote"),
     "train_loader": ("streaming_balance.training.loader", "train_loader"),
     "upsample_dataset": ("streaming_balance.training.datasets", "upsample_dataset"),
