@@ -13,10 +13,11 @@ from streaming_balance.report.audit_files import (
     write_patient_table,
 )
 from streaming_balance.report.history import seen_since
-from streaming_balance.report.methods import counted, described_gap, methods_paragraph, spanned
+from streaming_balance.report.methods import described_gap, methods_paragraph
 from streaming_balance.report.patient import PatientAnswer, answer_for
 from streaming_balance.report.sightings import Sighting, Sightings, patient_sightings
 from streaming_balance.report.tallies import Tallies
+from streaming_balance.report.wording import counted, spanned
 
 
 def answer_about_all(
