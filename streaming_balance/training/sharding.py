@@ -130,7 +130,7 @@ class ShardingWatch:
         if size == 1 or not (is_early or (self._dealt.is_sampler and not _has_subgroups())):
             return None
         setting = self._dealt.setting
-        way_out = f"Leave out rank and {setting}"
+        way_out = f"Leave out rank and {setting}, or let accelerator.prepare have its DataLoader"
         if is_early:
             way_out = "Build it after torch.distributed.init_process_group (in Lightning: in setup)"
         return (
