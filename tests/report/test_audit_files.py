@@ -197,6 +197,8 @@ def test_the_document_of_one_patient_names_nobody_else(
         assert document["first_seen"] == {patient: list(first[1:]) if first else None}
         others = everybody - {patient}
         about = {name: value for name, value in document.items() if name != "legs"}
+        times = witness.as_substitute[patient] + witness.substituted[patient]
+        assert len(document["substitutions"]) == times
         involved = {
             record[part]
             for record in document["substitutions"]
