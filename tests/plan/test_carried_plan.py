@@ -39,6 +39,8 @@ def test_ordinals_add_up_to_what_was_delivered_before_and_after_a_change(kind: s
         names = ["all samples"] if kind == "several labels" else one.classes
         assert list(ordinals) == names
     assert set(carried.ordinals(1, 0).values()) == {0}
+    for one in (plan, carried):
+        assert one.ordinals(2, one.num_steps(2)) == one.ordinals(3, 0)
 
 
 def test_strata_have_ordinals_of_their_own() -> None:

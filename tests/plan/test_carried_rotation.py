@@ -71,6 +71,10 @@ def checked_draws(turns: CarriedRotation, old: Rotation, cut: int) -> NDArray[np
         np.testing.assert_array_equal(turns.take(start, 600)[0], drawn[start : start + 600])
         counted = np.bincount(drawn[:start], minlength=LARGE) + old.turns_before(cut)
         np.testing.assert_array_equal(turns.turns_before(start), counted)
+    # Those who had their turn do not come in the order of the old pass again.
+    served = old.take(cut - cut % LARGE, cut % LARGE)[0]
+    again = drawn[len(waiting) : len(waiting) + len(served)]
+    assert len(served) < 10 or (served != again).mean() > 0.9
     return drawn
 
 
@@ -159,6 +163,17 @@ def test_a_large_class_is_carried_over_without_being_listed(windows: list[int], 
         check_windows(draws(third, len(waiting) + 2 * LARGE), windows, LARGE)
 
 
+@pytest.mark.parametrize(("before", "after"), [(700, 5000), (700, LARGE - 90), (5000, 700)])
+def test_a_large_class_may_keep_its_turns_farther_apart_than_before(
+    before: int, after: int
+) -> None:
+    # Left inside the places that the seam has reordered.
+    cut = LARGE + 300
+    old = plain(LARGE, spacing_for(LARGE, [before]))
+    turns = carried(LARGE, spacing_for(LARGE, [after]), SamePass(old, cut))
+    check_windows(checked_draws(turns, old, cut).tolist(), [after], LARGE)
+
+
 @pytest.mark.parametrize("windows", [[40], [5000]])
 @pytest.mark.parametrize("count", [0, 1, 4000, LARGE])
 def test_a_large_class_that_units_have_left_or_joined_is_carried_over_too(
@@ -173,6 +188,9 @@ def test_a_large_class_that_units_have_left_or_joined_is_carried_over_too(
         start = count + number * LARGE
         assert np.array_equal(np.sort(drawn[start : start + LARGE]), np.arange(LARGE))
     check_windows(drawn.tolist(), windows, LARGE)
+    third = carried(LARGE, spacing_for(LARGE, [5000]), SamePass(turns, count + 500), seed=2)
+    np.testing.assert_array_equal(third.take(0, LARGE - 500)[0], drawn[count + 500 : count + LARGE])
+    check_windows(draws(third, 3 * LARGE), [5000], LARGE)
 
 
 @pytest.mark.parametrize("owed", [7, LARGE // 2, LARGE - 7])
