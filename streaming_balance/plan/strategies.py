@@ -311,6 +311,8 @@ def parse_strategy(balance: str | Mapping[str, Any] | Strategy | None) -> Strate
         options["alpha"] = 1 / check_number(
             options.pop("temperature"), setting="power: temperature", least=1, most=1e9
         )
+    if kind.name == "repeat_factor" and "t" in options and "threshold" not in options:
+        options["threshold"] = options.pop("t")  # as the papers write it
     if kind is Deferred and options.get("then") is not None:
         options["then"] = parse_strategy(options["then"])
     _check_options(kind, options)

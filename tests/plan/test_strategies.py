@@ -387,3 +387,12 @@ def test_prior_shift_leaves_out_classes_that_are_never_drawn() -> None:
     balance = {"name": "target", "shares": {"a": 1, "b": 0}}
     plan = BalancedPlan.from_class_sizes({"a": 1, "b": 3}, global_batch_size=2, balance=balance)
     assert plan.prior_shift() == {"a": 0.25}
+
+
+def test_the_threshold_of_repeat_factor_may_be_called_t_as_in_the_papers() -> None:
+    short = parse_strategy({"name": "repeat_factor", "t": 0.25, "power": 0.5})
+    assert short == parse_strategy({"name": "repeat_factor", "threshold": 0.25})
+    with pytest.raises(ConfigError, match="no option 't'"):
+        parse_strategy({"name": "repeat_factor", "t": 0.25, "threshold": 0.5})
+    with pytest.raises(ConfigError, match="no option 't'"):
+        parse_strategy({"name": "power", "t": 0.25})
