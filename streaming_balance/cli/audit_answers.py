@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from streaming_balance.report.patient import PatientAnswer, answer_for
 from streaming_balance.report.sightings import Sighting, Sightings, patient_sightings
 from streaming_balance.report.tallies import Tallies
 from streaming_balance.report.wording import counted, spanned
+
+# More are better read by a program.
+NAMES_SHOWN = 20
 
 
 def answer_about_all(
@@ -157,8 +161,7 @@ def _print_exceptions(audit: Audit) -> None:
     if audit.excluded:
         print(f"excluded from the plan: {counted(audit.excluded, 'sample')}")
     if audit.absent:
-        names = ", ".join(audit.absent)
-        print(f"no longer in the data set: {counted(len(audit.absent), 'patient')}: {names}")
+        print(f"no longer in the data set: {_named(audit.absent)}")
     if audit.substitutions:
         print_table(
             "delivered in the place of damaged samples",
@@ -265,6 +268,14 @@ def _since_document(since: dict[str, int] | None, later: Tallies | None) -> dict
             "state_digest": last.saved.digest,
         },
     }
+
+
+def _named(patients: Sequence[str]) -> str:
+    """Count patients and name the first of them."""
+    names = ", ".join(patients[:NAMES_SHOWN])
+    more = len(patients) - NAMES_SHOWN
+    rest = f" and {more:,} more, which --json lists" if more > 0 else ""
+    return f"{counted(len(patients), 'patient')}: {names}{rest}"
 
 
 def _how_often(times: int) -> str:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from streaming_balance.errors import ResumeError
 from streaming_balance.report.runs import Leg, Run
 from streaming_balance.training.state import delivered, mixed_in
 
@@ -70,9 +69,6 @@ def tally_run(run: Run) -> Tallies:
 
     Returns:
         Counts by sample, and whom samples belong to: the same patient has one number in all legs.
-
-    Raises:
-        ResumeError: the state takes away deliveries that there were none of.
     """
     owned = [leg.shards.patients(leg.split).tolist() for leg in run.legs]
     names = tuple(sorted(set().union(*owned)))
@@ -85,20 +81,10 @@ def tally_run(run: Run) -> Tallies:
 
 
 def tally_leg(leg: Leg) -> Tally:
-    """Count what became of every sample of a leg.
-
-    Raises:
-        ResumeError: the state takes away deliveries that there were none of.
-    """
+    """Count what became of every sample of a leg."""
     plan, records = leg.plan, leg.state.substitutions
-    counts = delivered(plan, leg.state)
-    if counts.min(initial=0) < 0:
-        raise ResumeError(
-            "substitutions: the state takes a sample away oftener than it was delivered. Use the "
-            "state as the loader saved it."
-        )
     return Tally(
-        delivered=counts,
+        delivered=delivered(plan, leg.state),
         as_partner=mixed_in(plan, leg.state),
         as_substitute=_occurrences((one.substitute for one in records), plan.num_samples),
         substituted=_occurrences((one.sample for one in records), plan.num_samples),

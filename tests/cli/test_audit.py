@@ -259,6 +259,32 @@ def test_a_table_that_cannot_be_written_is_refused_before_anything_is_counted(
         assert "--csv is " in answer.err
 
 
+def test_what_was_mixed_left_out_or_not_recorded_is_printed(
+    call: Call, shards: ShardSet, tmp_path: Path
+) -> None:
+    options = {
+        **OPTIONS,
+        "mixing": {"name": "mixup", "probability": 1.0},
+        "batch_transform": lambda batch: batch,
+        "exclude": ["H03"],
+    }
+    path, witness = tmp_path / "state.json", Witness()
+    with train_loader(shards, **options) as loader:
+        witness.train([loader], 2)
+        path.write_text(json.dumps(loader.state_dict()))
+    printed = call("audit", shards.path, "--state", path).out
+    assert "mixing: name mixup, alpha 1.0, probability 1.0" in printed
+    assert "mixed into others: 12 samples" in printed
+    assert "not audited: batch_transform; what that function did" in printed
+    assert "excluded from the plan: 2 samples" in printed
+    left_out = call("audit", shards.path, "--state", path, "--patient", "H03").out
+    assert "excluded from the plan by name: H03__a, H03__b" in left_out
+    assert "not audited: batch_transform" in left_out
+    mixed = next(name for name in witness.as_partner if "__" not in name)
+    answer = call("audit", shards.path, "--state", path, "--patient", mixed).out
+    assert "as the partner of another: " in answer
+
+
 def test_patients_are_listed_with_first_and_last(
     call: Call, shards: ShardSet, run: tuple[Path, Path, Witness]
 ) -> None:
@@ -304,6 +330,18 @@ def test_after_a_withdrawal_the_new_data_set_and_the_old_table_answer(
     )
     assert f"no longer in the data set: 1 patient: {gone}" in call(*command).out
     assert "no longer in the data set" in call(*command, "--patient", gone).out
+
+
+def test_of_many_who_left_the_first_are_named_and_all_are_in_the_document(
+    call: Call, shards: ShardSet, run: tuple[Path, Path, Witness], tmp_path: Path
+) -> None:
+    new = tmp_path / "new"
+    packed(new, [sample for sample in audited_cohort() if sample.patient == "L00"])
+    command = ("audit", new, "--state", run[1], "--table", shards.path)
+    gone = sorted({sample.patient or "" for sample in audited_cohort()} - {"L00"})
+    assert len(gone) == 23
+    assert f"23 patients: {', '.join(gone[:20])} and 3 more" in call(*command).out
+    assert call(*command, "--json").document["absent"] == gone
 
 
 def test_the_legs_of_a_run_of_two_plans_are_listed(
