@@ -172,10 +172,10 @@ class StopTogether:
                 f"rank {rank} is not in the group that StopTogether was given. Give every rank a "
                 f"group it belongs to, or group=None for all ranks."
             )
+        place = self._device or _flag_device(distributed.get_backend_config(self._group))
+        # Ranks count from 1 here, so that 0 says none.
+        flag = torch.tensor([rank + 1 if self._asked else 0], device=place)
         try:
-            # Ranks count from 1 here, so that 0 says none.
-            place = self._device or _flag_device(distributed.get_backend_config(self._group))
-            flag = torch.tensor([rank + 1 if self._asked else 0], device=place)
             distributed.all_reduce(flag, op=distributed.ReduceOp.MAX, group=self._group)
             highest = int(flag.item())
         except RuntimeError as error:

@@ -369,6 +369,18 @@ run(scenario)
     assert "rank 0 is not in the group" in first[2]
 
 
+def test_a_device_that_does_not_exist_is_not_taken_for_a_rank_that_died(tmp_path: Path) -> None:
+    scenario = """
+def scenario(rank):
+    try: StopTogether(signals=(), device="gramophone").requested()
+    except RuntimeError as error: return str(error)
+run(scenario)
+"""
+    (message,) = told_by_ranks(scenario, tmp_path, 1)
+    assert "gramophone" in message
+    assert "rank" not in message
+
+
 def test_a_rank_that_does_not_answer_is_an_error_within_the_group_s_timeout(
     tmp_path: Path,
 ) -> None:
