@@ -16,7 +16,7 @@ from streaming_balance.storage.kinds import ABSENT
 from streaming_balance.storage.reader import Reader
 from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.buffers import BufferPool
-from streaming_balance.training.pending import DamagedSamples, MadeBatch, PendingBatch, Piece
+from streaming_balance.training.pending import DamagedSamplesError, MadeBatch, PendingBatch, Piece
 from streaming_balance.training.quarantine import Quarantine
 from streaming_balance.training.requests import Batch, BatchRequest
 from streaming_balance.training.threads import Signal
@@ -113,7 +113,7 @@ class BatchAssembler:
             wait(pending.done)
             try:
                 return pending.take()
-            except DamagedSamples as damage:
+            except DamagedSamplesError as damage:
                 assert self._quarantine is not None, "damage is looked for only to be replaced"
                 self._quarantine.add(damage.found)
                 request = self._quarantine.settled(pending.request)
@@ -165,7 +165,7 @@ class BatchAssembler:
             if self._quarantine is None:
                 raise
             if found := self._damage(samples, rows, field):
-                raise DamagedSamples(found) from None
+                raise DamagedSamplesError(found) from None
 
     def _damage(
         self, samples: Sequence[int], rows: NDArray[Any], field: str

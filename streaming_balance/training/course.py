@@ -149,8 +149,8 @@ class Course(Standing):
         """
         saved.check_continues(
             replace(self.state(), plan_digest=plan.digest, settings=plan.settings),
-            way_out=" To go on under the loader's plan instead, each patient's turns kept, load the "
-            "state with carry_exposure=True.",
+            way_out=" To go on under the loader's plan instead, each patient's turns kept, load "
+            "the state with carry_exposure=True.",
         )
         try:
             for place in (saved.position, *(end for jump in saved.skipped for end in jump)):

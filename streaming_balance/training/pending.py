@@ -12,7 +12,7 @@ from streaming_balance.training.requests import Batch, BatchRequest
 from streaming_balance.training.threads import Signal, as_error
 
 
-class DamagedSamples(ShardError):
+class DamagedSamplesError(ShardError):
     """Samples of a batch that could not be read, twice.
 
     Args:
@@ -110,7 +110,7 @@ class PendingBatch:
         """Give the finished batch, or raise what went wrong first in row order.
 
         Raises:
-            DamagedSamples: all of them, where nothing else went wrong.
+            DamagedSamplesError: all of them, where nothing else went wrong.
         """
         if self._errors:
             error = self._first_error()
@@ -131,7 +131,7 @@ class PendingBatch:
         """Give the first error in row order; of damage alone, all there is."""
         errors = [self._errors[number] for number in sorted(self._errors)]
         for error in errors:
-            if not isinstance(error, DamagedSamples):
+            if not isinstance(error, DamagedSamplesError):
                 return error
-        damage = [error for error in errors if isinstance(error, DamagedSamples)]
-        return DamagedSamples({n: what for error in damage for n, what in error.found.items()})
+        damage = [error for error in errors if isinstance(error, DamagedSamplesError)]
+        return DamagedSamplesError({n: what for error in damage for n, what in error.found.items()})

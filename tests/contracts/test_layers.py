@@ -38,7 +38,7 @@ FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
 # nor generator of random numbers is here.
 PLAN_MAY_IMPORT = frozenset(
     {
-        *("__future__", "abc", "collections", "dataclasses", "enum", "functools", "types"),
+        *("__future__", "abc", "collections", "copy", "dataclasses", "enum", "functools", "types"),
         *("bisect", "fractions", "heapq", "itertools", "math", "numbers", "numpy", "operator"),
         *("hashlib", "json", "logging", "re", "struct", "typing", "warnings"),
     }
