@@ -338,16 +338,11 @@ def test_19_no_setting_counts_retries_so_none_can_be_misread() -> None:
     assert not [name for name in named if "retr" in name or "attempt" in name or "tries" in name]
 
 
-def test_19_a_read_that_fails_is_not_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A shard for every sample, so that the shard of one can fail alone.
-    shards = packed(tmp_path / "cohort", cohort(), shard_bytes=1)
-    number = 4
-    key = str(shards.keys("train")[number])
+def reads_that_fail(shards: ShardSet, number: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let the disk fail on the shard of one sample; its failed reads are listed as they come."""
     place = shards.packed_order("train").tolist().index(number)
     bad = shards.path / f"train-{place:06d}.tar"
-    real, failed = os.preadv, []
+    real, failed = os.preadv, list[int]()
 
     def failing(descriptor: int, buffers: Any, offset: int, *flags: int) -> int:
         if Path(f"/proc/self/fd/{descriptor}").readlink() == bad:
@@ -356,12 +351,33 @@ def test_19_a_read_that_fails_is_not_made_again(
         return real(descriptor, buffers, offset, *flags)
 
     monkeypatch.setattr(os, "preadv", failing)
+    return failed
+
+
+def test_19_a_read_that_fails_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A shard for every sample, so that the shard of one can fail alone.
+    shards = packed(tmp_path / "cohort", cohort(), shard_bytes=1)
+    failed = reads_that_fail(shards, 4, monkeypatch)
     with train_loader(shards, global_batch_size=14, num_threads=1, prefetch_bytes=0) as loader:
         for turn in (1, 2):
-            with pytest.raises(ShardError, match=rf"'{key}' at byte 512 .*{bad.name}"):
+            with pytest.raises(ShardError, match=r"'H04' at byte 512 .*train-000004\.tar"):
                 next(iter(loader))
             # Asking again asks the disk again: once more, and no more.
             assert len(failed) == turn
+
+
+def test_19_before_another_stands_in_a_sample_is_read_twice_and_then_never_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = packed(tmp_path / "cohort", cohort(), shard_bytes=1)
+    failed = reads_that_fail(shards, 4, monkeypatch)
+    with train_loader(
+        shards, global_batch_size=7, num_threads=1, prefetch_bytes=0, on_error="substitute"
+    ) as loader:
+        samples = [n for _ in range(4) for batch in loader for n in batch["sample"].tolist()]
+    assert len(samples) == 4 * 14
+    assert 4 not in samples
+    assert len(failed) == 2
 
 
 def test_7_from_two_workers_to_four_and_back_to_threads(brats: ShardSet) -> None:
