@@ -120,9 +120,14 @@ class Stage(ABC):
     @property
     def settings(self) -> dict[str, Any]:
         """The settings as plain values: a state goes on only under equal ones."""
-        # A dataclass by contract; the abstract base cannot say so.
-        names = [field.name for field in fields(self)]  # type: ignore[arg-type]
-        return {name: plain(getattr(self, name)) for name in names}
+        return plain_settings(self)
+
+
+def plain_settings(stage: Stage) -> dict[str, Any]:
+    """Give the fields of a stage as plain values."""
+    # A dataclass by contract; the abstract base cannot say so.
+    names = [field.name for field in fields(stage)]  # type: ignore[arg-type]
+    return {name: plain(getattr(stage, name)) for name in names}
 
 
 class StageRun(ABC, Generic[Item, Output]):
@@ -282,11 +287,11 @@ class StageRun(ABC, Generic[Item, Output]):
         if item.label is None:
             found, hint = "has no label", ""
         else:
-            found = f"has the label {item.label!r}, which target does not name"
+            found = f"has the label {item.label!r}, which was not declared"
             hint = did_you_mean(item.label, declared)
         raise ConfigError(
-            f"{self.stage.name}: sample {item.key!r} {found}. Declared: {listed(declared)}.{hint} "
-            f"Name the class, or set unknown='drop' to leave such samples out and count them."
+            f"{self.stage.name}: sample {item.key!r} {found}. Classes: {listed(declared)}.{hint} "
+            f"Declare the class, or set unknown='drop' to leave such samples out and count them."
         )
 
     def _check_continues(self, state: object) -> None:
