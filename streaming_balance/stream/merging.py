@@ -7,6 +7,7 @@ before the pass is finished.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 from streaming_balance.errors import ResumeError
@@ -91,4 +92,16 @@ def _checked(runs: Sequence[ReservoirRun[Item]]) -> Sequence[ReservoirRun[Item]]
                 f"reservoir: runs that differ cannot be merged. {'; '.join(differences)}. Begin "
                 f"all of them alike and merge them before the pass is finished."
             )
+    _check_apart(runs)
     return runs
+
+
+def _check_apart(runs: Sequence[ReservoirRun[Item]]) -> None:
+    """Refuse runs that read the same samples: their counts would be too high."""
+    for one, other in combinations(runs, 2):
+        for label in one.kept.keys() & other.kept.keys():
+            if one.kept[label].has_any_of(other.kept[label]):
+                raise ResumeError(
+                    f"reservoir: two of the runs read the same sample of class {label!r}. Give "
+                    f"every worker and rank its own shards, and merge each run once."
+                )

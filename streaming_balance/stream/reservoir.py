@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
-from streaming_balance.errors import ConfigError, ResumeError, did_you_mean
+from streaming_balance.errors import ConfigError, did_you_mean
 from streaming_balance.plan.frozen import FrozenMapping
 from streaming_balance.plan.keys import key_family
 from streaming_balance.plan.options import check_number, listed, named_numbers, order_labels
@@ -30,7 +30,6 @@ from streaming_balance.stream.stages import (
     held_bytes,
     plain_settings,
 )
-from streaming_balance.stream.tallies import ClassTally
 
 SHORT_RULES = ("report", "raise")
 # Where classes are not declared, more labels than these are no classes but a mistake.
@@ -211,11 +210,12 @@ class ReservoirRun(StageRun[Item, Item]):
                 window ended short, where that was to raise.
         """
         label = item.label
-        tally = self._tally_for(item)
-        if tally is None or label is None:
+        if label is None or not self._is_welcome(label, item.key):
+            self._turn_away(item)
             return []
         rank = self._rank(label, item)
         self._check_fits(item)
+        tally = self._tallies.of(label)
         tally.read += 1
         self.seen[label] = self.seen.get(label, 0) + (rank is not None)
         if rank is None or not self._kept(label).is_wanted(rank):
@@ -241,22 +241,12 @@ class ReservoirRun(StageRun[Item, Item]):
         return went_on
 
     def absorb(self, other: ReservoirRun[Item]) -> None:
-        """Take over what another run read and kept in the same pass; see `merging.merge_runs`.
-
-        Raises:
-            ResumeError: both runs read one and the same sample.
-        """
+        """Take over what another run read and kept in the same pass; see `merging.merge_runs`."""
         self._tallies.add(other._tallies)
         for label, count in other.seen.items():
             self.seen[label] = self.seen.get(label, 0) + count
         for label, kept in other.kept.items():
-            mine = self._kept(label)
-            if mine.has_any_of(kept):
-                raise ResumeError(
-                    f"reservoir: two of the runs read the same sample of class {label!r}. Give "
-                    f"every worker and rank its own shards, and merge each run once."
-                )
-            gone = mine.absorb(kept)
+            gone = self._kept(label).absorb(kept)
             self._tallies.of(label).rejected += len(gone)
         self._count_held()
 
@@ -278,21 +268,16 @@ class ReservoirRun(StageRun[Item, Item]):
         held.settle()
         return len(gone)
 
-    def _tally_for(self, item: Item) -> ClassTally | None:
-        """Find the tally of a sample's class; none if it was turned away."""
-        tally = self._by_class.get(item.label)
-        if tally is not None:
-            return tally
-        if item.label is None or self._sizes is not None:
-            self._turn_away(item)
-            return None
+    def _is_welcome(self, label: str, key: str) -> bool:
+        """Say whether a label is a class, declared or met first with this sample."""
+        if label in self._by_class or self._sizes is not None:
+            return label in self._by_class
         if len(self._by_class) >= MOST_CLASSES:
             raise ConfigError(
-                f"reservoir: sample {item.key!r} has the label {item.label!r}, the "
-                f"{MOST_CLASSES + 1}th one. Labels should be classes; name those to keep by "
-                f"giving size as a mapping."
+                f"reservoir: sample {key!r} has the label {label!r}, after {MOST_CLASSES} others. "
+                f"Labels should be classes; name those to keep by giving size as a mapping."
             )
-        return self._tallies.of(item.label)
+        return True
 
     def _kept(self, label: str) -> BottomK[Item]:
         """Give what is kept of a class."""
@@ -332,7 +317,8 @@ class ReservoirRun(StageRun[Item, Item]):
             counts[label] = len(items)
             went_on.extend(items)
         emission = Emission(asked=asked, went_on=counts)
-        self._check_met(emission)
+        if self.stage.on_short == "raise":
+            emission.check_met(self.seen)
         self._last = emission
         self._count_out(counts)
         word = key_family(self.seed, "reservoir order", self.passes, self.window_number)
@@ -349,18 +335,6 @@ class ReservoirRun(StageRun[Item, Item]):
             assert self._sizes is not None
             return dict(self._sizes)
         return {}
-
-    def _check_met(self, emission: Emission) -> None:
-        """Refuse to go on with less than was asked for, where that is wanted."""
-        if self.stage.on_short == "raise" and emission.short:
-            label, counts = next(iter(emission.short.items()))
-            wish = "target" if self.stage.ratio is None else f"ratio {self.stage.ratio:g}"
-            seen = self.seen.get(label, 0)
-            raise ConfigError(
-                f"reservoir: {wish} asks for {counts['asked']} samples of class {label!r}, but "
-                f"{counts['went_on']} of {seen} are kept. Use a size, and class_bytes, that hold "
-                f"{counts['asked']}, ask for less, or set on_short='report'."
-            )
 
     def _count_out(self, counts: Mapping[str, int]) -> None:
         """Count what went on and what did not, and hold nothing."""

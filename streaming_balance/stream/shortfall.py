@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from streaming_balance.errors import ConfigError
+
 # Guards floor(n / ratio) against a ratio such as 0.7, which no float is.
 RATIO_SLACK = 1e-9
 
@@ -55,6 +57,23 @@ class Emission:
         """Smallest class : largest class that went on; None if nothing did."""
         most = max(self.went_on.values(), default=0)
         return min(self.went_on.values()) / most if most else None
+
+    def check_met(self, seen: Mapping[str, int]) -> None:
+        """Refuse to go on with less than was asked for.
+
+        Args:
+            seen: label -> samples read.
+
+        Raises:
+            ConfigError: names a class, what it should have and what it has.
+        """
+        for label, counts in self.short.items():
+            raise ConfigError(
+                f"reservoir: {counts['asked']} samples of class {label!r} are asked for, but of "
+                f"{seen.get(label, 0)} that were read {counts['went_on']} are kept. Use a size, "
+                f"and class_bytes, that hold {counts['asked']}, ask for less by ratio or target, "
+                f"or set on_short='report'."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Give it as plain values."""
