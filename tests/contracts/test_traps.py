@@ -26,11 +26,11 @@ from torch.utils.data import DataLoader
 import streaming_balance as sb
 from streaming_balance.errors import ConfigError, ResumeError, ShardError
 from streaming_balance.plan.epoch import BalancedPlan
-from streaming_balance.plan.strategies import KINDS
 from streaming_balance.storage.shards import ShardSet
 from streaming_balance.training.evaluation import eval_loader
 from streaming_balance.training.loader import BalancedLoader, train_loader
 from streaming_balance.training.samplers import BalancedBatchSampler, BalancedSampler
+from streaming_balance.training.workers import WorkerEngine
 from tests.building import Sample, by_key
 from tests.training.cohorts import PROJECT_ROOT, as_float, cohort, packed, take, voxels
 
@@ -157,47 +157,6 @@ def test_4_64_ranks_evaluate_285_samples_once(brats: ShardSet) -> None:
         ) as loader:
             gathered.append([batch["sample"] for batch in loader])
     loader.check_complete(gathered)
-
-
-MODES: dict[str, dict[str, Any]] = {
-    "instance_balanced": {},
-    "class_balanced": {},
-    "power": {"alpha": 0.3},
-    "effective_number": {"beta": 0.99},
-    "manual_weights": {"weights": {"0": 1.0, "1": 2.8}},
-    "target": {"shares": {"0": 0.3, "1": 0.7}},
-    "upsample": {"target_ratio": 0.7},
-    "downsample": {"target_ratio": 0.5},
-    "progressively_balanced": {"num_epochs": 5},
-    "deferred": {"start_epoch": 1, "then": {"name": "upsample"}},
-    "repeat_factor": {"threshold": 0.4},
-    "sample_weights": {"weights": (1 + np.arange(285) % 5).tolist()},
-    "p_k": {"P": 2, "M": 4},
-}
-DRAWS = {
-    **{name: {"name": name, **options} for name, options in MODES.items()},
-    "iid": {"name": "class_balanced", "draw": "iid"},
-    "fixed subset": {"name": "downsample", "rotate": False},
-    "nobody twice": {"name": "class_balanced", "replacement": False},
-    "short": {"name": "instance_balanced", "last": "short"},
-    "dropped": {"name": "instance_balanced", "last": "drop"},
-}
-
-
-def test_6_every_strategy_is_among_the_modes_below() -> None:
-    assert set(MODES) == set(KINDS)
-
-
-@pytest.mark.parametrize("mode", DRAWS)
-def test_6_every_epoch_and_every_seed_has_an_order_of_its_own_in_every_mode(mode: str) -> None:
-    orders = []
-    for seed in (42, 43, 42):
-        plan = BalancedPlan.from_labels(BRATS, global_batch_size=8, balance=DRAWS[mode], seed=seed)
-        for epoch in (0, 1, 2, 1000):
-            steps = range(min(12, plan.num_steps(epoch)))
-            orders.append(tuple(tuple(plan.batch(epoch, step).tolist()) for step in steps))
-    assert len(set(orders[:8])) == 8
-    assert orders[8:] == orders[:4]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -396,3 +355,24 @@ def test_7_from_two_workers_to_four_and_back_to_threads(brats: ShardSet) -> None
             got += take(loader, count)
             state = json.dumps(loader.state_dict())
     assert got == expected
+
+
+@pytest.mark.parametrize(("batches", "under_way"), [(0, 2), (1, 2), (4, 4), (9, 8)])
+def test_20_what_workers_have_under_way_stays_within_the_budget(
+    brats: ShardSet, batches: int, under_way: int
+) -> None:
+    image_bytes = 4 * 8 * 4  # four images of eight voxels in float32
+    options: dict[str, Any] = {
+        "global_batch_size": 4,
+        "workers": 2,
+        "prefetch_bytes": batches * image_bytes,
+    }
+    with train_loader(brats, **options) as loader:
+        for number, _ in enumerate(loader):
+            engine = loader._engine
+            assert isinstance(engine, WorkerEngine)
+            # One batch for each worker is the least that keeps them at work.
+            assert len(engine._asked) <= under_way
+            if number == 20:
+                break
+        assert loader.stats()["bytes"] == 21 * image_bytes
