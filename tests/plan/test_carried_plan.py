@@ -151,15 +151,16 @@ def test_another_unit_is_refused() -> None:
 
 def test_patients_who_changed_their_class_are_named_and_refused() -> None:
     cohort = one_each({"a": 9, "b": 9})
-    labels = ["b"] * 7 + ["a"] * 2 + ["b"] * 9
+    labels = ["b"] * 7 + ["a"] * 2 + ["b"] * 6 + ["a"] * 3
     moved = Cohort(labels=tuple(labels), owners=cohort.owners)
     old = cohort.plan(batch=4, balance="class_balanced")
     with pytest.raises(ResumeError) as refusal:
         moved.plan(batch=4, balance="class_balanced").carried_from(old, epoch=0, step=1)
     said = str(refusal.value)
-    assert "label: 7 patients have changed their class, 'a0' from 'a' to 'b', " in said
+    assert "label: 10 patients have changed their class, 'a0' from 'a' to 'b', " in said
     assert "'a4' from 'a' to 'b', ...; turns" in said
     assert "a5" not in said
+    assert "'b8'" not in said
 
 
 def test_a_class_that_only_a_fixed_subset_would_show_is_refused_all_the_same() -> None:
