@@ -32,8 +32,8 @@ def test_every_test_a_document_names_exists(document: Path) -> None:
     assert not missing, f"{document.name} names tests that do not exist: {missing}"
 
 
-def test_guarantees_and_faults_name_a_test_in_every_row() -> None:
-    for name in ("guarantees.md", "faults.md"):
+def test_guarantees_faults_and_traps_name_a_test_in_every_row() -> None:
+    for name in ("guarantees.md", "faults.md", "traps.md"):
         text = (PROJECT_ROOT / "docs" / name).read_text(encoding="utf-8")
         first_table = text.split("|---|", 1)[1].split("\n\n", 1)[0]
         rows = first_table.splitlines()[1:]
