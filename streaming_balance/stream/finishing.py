@@ -1,0 +1,92 @@
+"""What happens to samples that go on: decoded, changed by the user's functions, put in batches.
+
+Nothing of this is kept in a state: samples are held as they were stored, and finished when they
+leave the stream.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from streaming_balance.storage.codecs import decode_member
+from streaming_balance.stream.samples import StreamSample
+
+Fields = dict[str, Any]
+Finisher = Callable[[Fields], Fields]
+
+
+def decoded(fields: Fields) -> Fields:
+    """Decode what is known by its name: arrays, classes, JSON and text; other bytes stay.
+
+    Args:
+        fields: a sample as webdataset gives it.
+
+    Returns:
+        The same with arrays for `npb` and `npy`, a number or text for `cls`, values for `json` and
+        text for `txt`.
+
+    Raises:
+        ShardError: bytes are not what the name says.
+
+    Examples:
+        >>> decoded({"__key__": "P1", "cls": b"1", "json": b'{"age": 61}'})
+        {'__key__': 'P1', 'cls': 1, 'json': {'age': 61}}
+    """
+    return {
+        name: _decoded_member(name, value) if isinstance(value, bytes) else value
+        for name, value in fields.items()
+    }
+
+
+def finished(sample: StreamSample, finishers: Sequence[Finisher]) -> Fields:
+    """Read a sample that goes on, and do to it what was asked for."""
+    fields: Fields = dict(sample.to_dict())
+    if sample.label is not None:
+        fields["__label__"] = sample.label
+    for finisher in finishers:
+        fields = finisher(fields)
+    return fields
+
+
+def collated(samples: Sequence[Fields]) -> Fields:
+    """Put samples together, name by name.
+
+    Returns:
+        A stacked array where all samples have arrays of one shape, an array of numbers where all
+        are numbers, a list otherwise.
+
+    Examples:
+        >>> batch = collated([{"cls": 1, "__key__": "P1"}, {"cls": 0, "__key__": "P2"}])
+        >>> batch["cls"].tolist(), batch["__key__"]
+        ([1, 0], ['P1', 'P2'])
+    """
+    names = dict.fromkeys(name for sample in samples for name in sample)
+    return {name: _together([sample.get(name) for sample in samples]) for name in names}
+
+
+def _decoded_member(name: str, stored: bytes) -> Any:  # noqa: ANN401 - whatever the member holds
+    """Decode one member by its name."""
+    array = decode_member("." + name, stored)
+    if array is not None:
+        return array
+    kind = name.rpartition(".")[2]
+    if kind == "json":
+        return json.loads(stored)
+    if kind == "cls":
+        text = stored.decode().strip()
+        return int(text) if text.removeprefix("-").isdecimal() else text
+    return stored.decode() if kind == "txt" else stored
+
+
+def _together(values: list[Any]) -> Any:  # noqa: ANN401 - an array or a list
+    """Stack arrays of one shape and numbers; anything else is a list."""
+    if all(isinstance(value, np.ndarray) for value in values):
+        shapes = {value.shape for value in values}
+        return np.stack(values) if len(shapes) == 1 else values
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return np.array(values)
+    return values
