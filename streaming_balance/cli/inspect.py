@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from streaming_balance.cli.answers import print_json, print_table, with_unit
@@ -35,7 +36,7 @@ def inspect(folder: DataSet, as_json: AsJson = False) -> None:
         return
     classes = document["classes"]
     print_table(
-        f"{folder}: {len(shards):,} samples, arrays {', '.join(document['arrays'])}",
+        f"{folder}: {len(shards):,} samples, arrays {_listed(document['arrays'])}",
         ("split", "samples", "patients", "stored", *classes),
         (
             (
@@ -53,6 +54,8 @@ def inspect(folder: DataSet, as_json: AsJson = False) -> None:
         shown = ", ".join(f"{shape} ({count})" for shape, count in shapes)
         rest = len(split["shapes"]) - len(shapes)
         print(f"{name} shapes: {shown}" + (f", and {rest} more" if rest else ""))
+    if document["foreign"] is not None:
+        print(_said_of_foreign(shards, document["foreign"]))
     if document["multi_label"]:
         print("a sample may have several findings and counts for each of them")
     print(f"codecs: {', '.join(document['codecs'])}; columns: {_listed(document['columns'])}")
@@ -65,7 +68,8 @@ def _describe(shards: ShardSet) -> dict[str, Any]:
     from streaming_balance.report.plan_summary import class_counts
 
     manifest = shards.manifest
-    formats = {split: shards.table.formats(split, "image") for split in shards.splits}
+    has_image = "image" in shards.arrays
+    formats = {split: shards.table.formats(split, "image") for split in shards.splits if has_image}
     stored = {
         split: sum(shard.bytes for shard in manifest.shards if shard.split == split)
         for split in shards.splits
@@ -80,7 +84,7 @@ def _describe(shards: ShardSet) -> dict[str, Any]:
                 "patients": entry.patients,
                 "bytes": stored[entry.name],
                 "classes": class_counts(shards, entry.name),
-                "shapes": _shapes(formats[entry.name].shape.tolist()),
+                "shapes": _shapes(formats[entry.name].shape.tolist()) if has_image else {},
             }
             for entry in manifest.splits
         },
@@ -88,6 +92,7 @@ def _describe(shards: ShardSet) -> dict[str, Any]:
         "codecs": sorted({str(codec) for entry in formats.values() for codec in set(entry.codec)}),
         "dtypes": sorted({str(dtype) for entry in formats.values() for dtype in set(entry.dtype)}),
         "arrays": list(shards.arrays),
+        "foreign": None if manifest.foreign is None else asdict(manifest.foreign),
         "columns": list(shards.columns),
         "found": manifest.found,
         "rejected": [
@@ -95,6 +100,17 @@ def _describe(shards: ShardSet) -> dict[str, Any]:
             for case in manifest.rejected
         ],
     }
+
+
+def _said_of_foreign(shards: ShardSet, foreign: dict[str, Any]) -> str:
+    """Say where the shards of an index are, and what nobody here decodes."""
+    files = {shard.name for shard in shards.manifest.shards}
+    patients = foreign["patient"] or "none: every key counts as a patient of its own"
+    return (
+        f"indexed in place: {len(files)} shard(s) such as {min(files)}; labels from "
+        f"{foreign['label']}; patients from {patients}; kept as bytes: "
+        f"{_listed(list(shards.bytes_fields))}"
+    )
 
 
 def _shapes(sides: list[list[int]]) -> dict[str, int]:

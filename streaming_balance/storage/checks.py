@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from streaming_balance.errors import ConfigError, ShardError, SplitError
-from streaming_balance.storage.layout import ARRAY_FIELDS, AXES, BLOCK, CODEC_EXTENSIONS
+from streaming_balance.storage.layout import AXES, BLOCK, CODEC_EXTENSIONS
 from streaming_balance.storage.manifest import Manifest
 from streaming_balance.storage.npy import DTYPE_NAMES
 from streaming_balance.storage.rows import table_members
@@ -77,9 +77,9 @@ def check_block(block: Block, manifest: Manifest) -> None:
     _check_arrow(block)
     _check_order(block)
     _check_shards(block, manifest)
-    for member in table_members(manifest.arrays):
+    for member in table_members(manifest.arrays, manifest.kept_members):
         _check_place(block, member, manifest)
-        if member in ARRAY_FIELDS:
+        if member in manifest.arrays:
             _check_array(block, member)
 
 
@@ -91,7 +91,7 @@ def check_overlaps(blocks: Sequence[Block], manifest: Manifest) -> None:
     """
     shards, starts, stops, rows = [], [], [], []
     for block in blocks:
-        for member in table_members(manifest.arrays):
+        for member in table_members(manifest.arrays, manifest.kept_members):
             present = np.flatnonzero(block.present(member))
             offsets = block.numbers(f"{member}.offset")[present]
             sizes = block.numbers(f"{member}.bytes")[present]
@@ -100,6 +100,9 @@ def check_overlaps(blocks: Sequence[Block], manifest: Manifest) -> None:
             stops.append(offsets + sizes + (-sizes % BLOCK))
             rows.append(present + block.first_row)
     shard, start, stop, row = map(np.concatenate, (shards, starts, stops, rows))
+    # One file may be several shards, one for each split.
+    files = {name: number for number, name in enumerate(sorted({s.name for s in manifest.shards}))}
+    shard = np.array([files[entry.name] for entry in manifest.shards])[shard]
     order = np.lexsort((start, shard))
     before, after = order[:-1], order[1:]
     overlap = np.flatnonzero((shard[before] == shard[after]) & (start[after] < stop[before]))
@@ -107,18 +110,19 @@ def check_overlaps(blocks: Sequence[Block], manifest: Manifest) -> None:
         first, second = before[overlap[0]], after[overlap[0]]
         raise ShardError(
             f"rows {row[first]} and {row[second]} claim the same bytes of "
-            f"{manifest.shards[int(shard[first])].name} near offset {start[second] + BLOCK}"
+            f"{sorted(files)[int(shard[first])]} near offset {start[second] + BLOCK}"
         )
 
 
-def check_together(blocks: Sequence[Block]) -> None:
+def check_together(blocks: Sequence[Block], manifest: Manifest) -> None:
     """Check what holds between blocks: keys stand once, and rows go on in order.
 
     Raises:
-        ShardError: a key stands twice (P1 and p1 count as the same), or blocks are out of order.
+        ShardError: a key stands twice (P1 and p1 count as the same, but in shards that others
+            wrote), or blocks are out of order.
     """
     keys = pa.chunked_array([block.batch.column("key") for block in blocks], pa.utf8())
-    folded = pc.ascii_lower(keys)
+    folded = pc.ascii_lower(keys) if manifest.foreign is None else keys
     if pc.count_distinct(folded).as_py() != len(folded):
         counts = pc.value_counts(folded)
         twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")[0]
@@ -248,8 +252,10 @@ def _check_place(block: Block, member: str, manifest: Manifest) -> None:
             _refuse(block, valid != present, f"has half a {member}: {field.name} disagrees")
     offsets, sizes = block.numbers(f"{member}.offset"), block.numbers(f"{member}.bytes")
     ends = np.array([shard.bytes for shard in manifest.shards], dtype=np.int64) - _END_BYTES
+    # Others' tars may hold empty files.
+    least = 1 if manifest.foreign is None or member in manifest.arrays else 0
     room = ends[block.numbers("shard")] - offsets  # cannot overflow: both are checked below 2^62
-    outside = (offsets < BLOCK) | (offsets % BLOCK != 0) | (sizes < 1) | (sizes > room)
+    outside = (offsets < BLOCK) | (offsets % BLOCK != 0) | (sizes < least) | (sizes > room)
     _refuse(block, present & outside, f"claims a {member} outside its shard")
 
 

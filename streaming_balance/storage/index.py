@@ -183,7 +183,7 @@ class SampleTable:
         return self._texts(split, samples, name)
 
     def members(self, split: str, field: str, samples: Samples | None = None) -> Members:
-        """Give where a member lies: `image`, `seg`, `cls` or `json`."""
+        """Give where a member lies: `image`, `seg`, `cls`, `json`, or a field of foreign shards."""
 
         def numbers(name: str) -> NDArray[Any]:
             return self._gather(split, samples, lambda block: block.numbers(name))
@@ -195,6 +195,12 @@ class SampleTable:
             xxh3=numbers(f"{field}.xxh3"),
             present=self._gather(split, samples, lambda block: block.present(field)),
         )
+
+    def member_names(
+        self, split: str, field: str, samples: Samples | None = None
+    ) -> NDArray[np.str_]:
+        """Give what a member is called in its tar: an array, or any member of foreign shards."""
+        return self._texts(split, samples, f"{field}.member")
 
     def formats(self, split: str, field: str, samples: Samples | None = None) -> Formats:
         """Give what an array member holds: `image` or `seg`."""
@@ -222,7 +228,7 @@ class SampleTable:
             self.check_all()
             blocks = [self._blocks[number] for number in sorted(self._blocks)]
             check_overlaps(blocks, self._manifest)
-            check_together(blocks)
+            check_together(blocks, self._manifest)
         all_blocks = (
             read_block(self._reader, number, self._manifest.table)
             for number in range(len(self._manifest.table.block_ends))

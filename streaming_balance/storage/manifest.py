@@ -49,9 +49,9 @@ class ShardEntry:
     """What the manifest says about a shard."""
 
     name: str
-    """File name in the data set's folder."""
+    """File name in the data set's folder; of a foreign shard, its path: from there, or absolute."""
     split: str
-    """The split all of its samples belong to."""
+    """The split its samples belong to; a foreign shard of several is listed once for each."""
     bytes: int
     """File size."""
     sha256: str
@@ -93,6 +93,20 @@ class Rejected:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Foreign:
+    """How shards that others wrote are read: the manifest of an index in place has this."""
+
+    keys: str
+    """Where a member's name is cut into key and field: `webdataset` or `last_dot`."""
+    label: str
+    """Where labels came from: `cls`, `json:FIELD` or `csv`."""
+    patient: str | None
+    """Where patients came from: `json:FIELD` or `csv`; None: every key is its own patient."""
+    members: tuple[str, ...]
+    """Fields that are kept as bytes, each with columns in the table."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """All a data set says about itself outside its shards and table."""
 
@@ -102,6 +116,8 @@ class Manifest:
     """Label names in class order: the place is the class number, for ever."""
     multi_label: bool = False
     """Whether a sample has a set of findings, each of them a class; written only where true."""
+    foreign: Foreign | None = None
+    """How its shards are read if others wrote them; written only then."""
     splits: tuple[SplitEntry, ...]
     """The splits, in the order of the table's rows."""
     train_splits: tuple[str, ...]
@@ -131,6 +147,11 @@ class Manifest:
     def labelling(self) -> Labelling:
         """How labels are written."""
         return Labelling(classes=self.classes, multi_label=self.multi_label)
+
+    @property
+    def kept_members(self) -> tuple[str, ...] | None:
+        """Fields of foreign shards that are kept as bytes; None where the shards are our own."""
+        return None if self.foreign is None else self.foreign.members
 
 
 def settings_digest(settings: Mapping[str, JSON]) -> str:
@@ -178,6 +199,8 @@ def manifest_text(manifest: Manifest) -> str:
     }
     if not manifest.multi_label:
         del body["multi_label"]
+    if manifest.foreign is None:
+        del body["foreign"]
     body["settings"] = json.loads(json.dumps(dict(manifest.settings), sort_keys=True))
     body["checksum"] = json_checksum(body)
     return json.dumps(body, indent=1) + "\n"
@@ -277,14 +300,16 @@ def json_checksum(body: Mapping[str, Any]) -> str:
 def _manifest_from(body: Mapping[str, Any]) -> Manifest:
     """Build the manifest, checking the type of every field and that none is unknown."""
     known = {"format", "version", "needs", *Manifest.__dataclass_fields__}
-    if body.keys() | {"multi_label"} != known:
-        raise ValueError(f"unknown or missing names: {sorted(body.keys() ^ known)}")
+    if body.keys() | {"multi_label", "foreign"} != known:
+        wrong = (body.keys() ^ known) - {"multi_label", "foreign"}
+        raise ValueError(f"unknown or missing names: {sorted(wrong)}")
     if body.get("multi_label", True) is not True:
         raise ValueError(f"multi_label is {body['multi_label']!r}; it is true or not there")
     manifest = Manifest(
         pack_id=_text(body["pack_id"]),
         classes=_texts(body["classes"]),
         multi_label="multi_label" in body,
+        foreign=_foreign(body["foreign"]) if "foreign" in body else None,
         splits=tuple(_split(name, entry) for name, entry in body["splits"].items()),
         train_splits=_texts(body["train_splits"]),
         codec=_text(body["codec"]),
@@ -319,11 +344,52 @@ def _check_consistency(manifest: Manifest) -> None:
         raise ValueError("a shard belongs to a split that is not listed")
     if not set(manifest.train_splits) <= splits:
         raise ValueError("train_splits names a split that is not listed")
-    if len({shard.name for shard in manifest.shards}) < len(manifest.shards):
+    names = [manifest.table.name]
+    if manifest.foreign is None:
+        names += [shard.name for shard in manifest.shards]
+    else:
+        _check_foreign(manifest)
+    if len(set(names[1:])) < len(names) - 1:
         raise ValueError("a shard is listed twice")
-    for name in (*(shard.name for shard in manifest.shards), manifest.table.name):
+    for name in names:
         if "/" in name or name in {"", ".", ".."}:
             raise ValueError(f"file name {name!r} leads out of the folder")
+
+
+def _check_foreign(manifest: Manifest) -> None:
+    """Check what holds for shards elsewhere: paths in one spelling, one file with one digest."""
+    assert manifest.foreign is not None
+    places = {(shard.name, shard.split) for shard in manifest.shards}
+    files = {(shard.name, shard.bytes, shard.sha256) for shard in manifest.shards}
+    if len(places) < len(manifest.shards):
+        raise ValueError("a shard is listed twice for one split")
+    if len(files) > len({shard.name for shard in manifest.shards}):
+        raise ValueError("a shard is listed with two sizes or digests")
+    for shard in manifest.shards:
+        check_foreign_path(shard.name)
+    names = (*manifest.arrays, *manifest.foreign.members)
+    if manifest.multi_label or "" in names or len(set(names)) < len(names):
+        raise ValueError(f"members {list(names)} are empty or listed twice, or multi_label is set")
+
+
+def check_foreign_path(name: str) -> str:
+    """Give back the path of a foreign shard if it is written the one way there is.
+
+    Args:
+        name: absolute, or from the index folder: below it, or below the folder that holds it,
+            which is `../` at the very beginning.
+
+    Raises:
+        ValueError: anything else.
+
+    Examples:
+        >>> check_foreign_path("../tars/a.tar"), check_foreign_path("/data/a.tar")
+        ('../tars/a.tar', '/data/a.tar')
+    """
+    parts = name.removeprefix("../").removeprefix("/").split("/")
+    if {"", ".", ".."} & set(parts) or any(letter < " " for letter in name):
+        raise ValueError(f"{name!r} is no path of a shard: absolute, or from here in one way")
+    return name
 
 
 def _split(name: str, entry: Mapping[str, Any]) -> SplitEntry:
@@ -341,6 +407,19 @@ def _shard(entry: Mapping[str, Any]) -> ShardEntry:
         bytes=_count(entry["bytes"]),
         sha256=_text(entry["sha256"]),
         samples=_count(entry["samples"]),
+    )
+
+
+def _foreign(entry: Mapping[str, Any]) -> Foreign:
+    """Read what is said about foreign shards."""
+    if entry.keys() != set(Foreign.__dataclass_fields__):
+        raise ValueError(f"foreign has the names {sorted(entry)}")
+    patient = entry["patient"]
+    return Foreign(
+        keys=_text(entry["keys"]),
+        label=_text(entry["label"]),
+        patient=None if patient is None else _text(patient),
+        members=_texts(entry["members"]),
     )
 
 

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from streaming_balance.errors import ConfigError, did_you_mean
 from streaming_balance.storage.index import SampleTable
-from streaming_balance.storage.kinds import ArrayKind, ArrayKinds
+from streaming_balance.storage.kinds import ABSENT, ArrayKind, ArrayKinds
 from streaming_balance.storage.layout import TABLE_BLOCK_ROWS
 
 # 4 million samples at 33 bytes each: the columns of no data set take more than 150 megabytes.
 _MAX_PAGES = 64
+_BYTES = -2  # the kind of a member that is kept as bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,7 @@ class StoredArray:
     checksum: int
     """xxh3-64 of the stored bytes."""
     codec: str
-    """`blosc` or `npy`."""
+    """`blosc` or `npy`; `bytes` for a member without a decoder."""
     dtype: np.dtype[Any]
     """Type of its elements."""
     shape: tuple[int, ...]
@@ -105,15 +106,23 @@ class SplitMembers:
         table: the sample table.
         split: name of the split.
         arrays: the data set's array fields: `image`, or `image` and `seg`.
+        kept: fields of foreign shards that are kept as bytes.
 
     Raises:
         ConfigError: no such split.
     """
 
-    def __init__(self, table: SampleTable, split: str, arrays: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        table: SampleTable,
+        split: str,
+        arrays: tuple[str, ...],
+        kept: tuple[str, ...] = (),
+    ) -> None:
         self._table = table
         self._split = split
         self._arrays = arrays
+        self._fields = (*arrays, *kept)
         self._start, self._stop = table.split_rows(split)
         self._kinds = ArrayKinds()
         self._pages: dict[tuple[str, int], _Page] = {}
@@ -121,6 +130,11 @@ class SplitMembers:
 
     def __len__(self) -> int:
         return self._stop - self._start
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Fields a sample may have: arrays, then what is kept as bytes."""
+        return self._fields
 
     def has(self, sample: int, field: str) -> bool:
         """Say whether a sample has this array.
@@ -146,7 +160,7 @@ class SplitMembers:
         if not page.present[row]:
             key = self._table.keys(self._split, [sample])[0]
             raise ConfigError(f"sample '{key}' of split {self._split!r} has no {field}.")
-        kind = self._kinds[page.kind[row]]
+        kind = self._kind_of(page, row)
         return StoredArray(
             members=self,
             sample=sample,
@@ -160,6 +174,14 @@ class SplitMembers:
             shape=kind.shape,
             row_shape=kind.row_shape,
         )
+
+    def _kind_of(self, page: _Page, row: int) -> ArrayKind:
+        """Say how a member on a page is stored; bytes count as a line of uint8."""
+        number = int(page.kind[row])
+        if number != _BYTES:
+            return self._kinds[number]
+        line = (int(page.stored_bytes[row]),)
+        return ArrayKind(codec="bytes", dtype=np.dtype(np.uint8), shape=line, row_shape=line)
 
     def kind_numbers(self, samples: NDArray[np.int64], field: str) -> NDArray[np.int32]:
         """Say of what kind the arrays of samples are, in numbers that `kind` explains.
@@ -232,7 +254,7 @@ class SplitMembers:
     def describe(self, sample: int, field: str) -> str:
         """Name a member for a message: its sample's key and its name in the tar."""
         key = self._table.keys(self._split, [sample])[0]
-        name = self._table.formats(self._split, field, [sample]).member[0]
+        name = self._table.member_names(self._split, field, [sample])[0]
         return f"member {name} of sample '{key}'"
 
     def _places(
@@ -270,10 +292,10 @@ class SplitMembers:
         page = self._pages.get((field, number))
         if page is not None:
             return page
-        if field not in self._arrays:
+        if field not in self._fields:
             raise ConfigError(
-                f"field is {field!r}; this data set holds {', '.join(self._arrays)}."
-                + did_you_mean(field, self._arrays)
+                f"field is {field!r}; this data set holds {', '.join(self._fields)}."
+                + did_you_mean(field, self._fields)
             )
         with self._loading:
             page = self._loaded_page(field, number)
@@ -289,7 +311,11 @@ class SplitMembers:
         stop = min((number + 1) * TABLE_BLOCK_ROWS, self._stop) - self._start
         samples = None if stop - first == len(self) else np.arange(first, stop)
         places = self._table.members(self._split, field, samples)
-        formats = self._table.formats(self._split, field, samples)
+        if field in self._arrays:
+            formats = self._table.formats(self._split, field, samples)
+            kind = self._kinds.numbers(formats, places.present)
+        else:
+            kind = np.where(places.present, _BYTES, ABSENT).astype(np.int32)
         return _Page(
             first_sample=first,
             present=places.present,
@@ -297,7 +323,7 @@ class SplitMembers:
             offset=places.offset,
             stored_bytes=places.stored_bytes,
             checksum=places.xxh3,
-            kind=self._kinds.numbers(formats, places.present),
+            kind=kind,
         )
 
     def _check_sample(self, sample: int) -> None:

@@ -27,6 +27,7 @@ from streaming_balance.errors import ConfigError, ShardError, did_you_mean
 from streaming_balance.storage.casting import can_hold, finite_kept
 from streaming_balance.storage.codecs import decode_into
 from streaming_balance.storage.descriptors import DescriptorPool, ExpectedFile
+from streaming_balance.storage.elsewhere import advice_for, remedy_for
 from streaming_balance.storage.filling import SLAB_BYTES, RowFiller
 from streaming_balance.storage.members import SplitMembers, StoredArray
 from streaming_balance.storage.npy import parse_header
@@ -86,16 +87,21 @@ class Reader:
             )
         self._path = shards.path
         self._verify = verify
-        self._members = SplitMembers(shards.table, split, shards.arrays)
+        kept = shards.manifest.kept_members or ()
+        self._members = SplitMembers(shards.table, split, shards.arrays, kept)
         files = [
             ExpectedFile(path=shards.path / shard.name, bytes=shard.bytes)
             for shard in shards.manifest.shards
         ]
-        self._pool = DescriptorPool(files, max_open_files=max_open_files)
+        advice = advice_for(shards.path, shards.manifest)
+        self._pool = DescriptorPool(files, max_open_files=max_open_files, advice=advice)
+        self._remedy = remedy_for(shards.manifest)
         self._files = files
         self._workspace = Workspace()
         # A byte per sample; the system hands out the pages when they are first written.
-        self._verified = {field: np.zeros(len(self._members), np.bool_) for field in shards.arrays}
+        self._verified = {
+            field: np.zeros(len(self._members), np.bool_) for field in self._members.fields
+        }
 
     @property
     def members(self) -> SplitMembers:
@@ -160,6 +166,8 @@ class Reader:
     def read(self, sample: int, field: str = "image") -> AnyArray:
         """Give a sample as it was packed: its own axes and dtype, in new memory.
 
+        A member of foreign shards that has no decoder comes as its bytes, `(n,)` of uint8.
+
         Raises:
             ConfigError: no such field.
             IndexError: no such sample.
@@ -167,6 +175,11 @@ class Reader:
         """
         member = self._members.stored_array(sample, field)
         array = np.empty(member.shape, member.dtype)
+        if member.codec == "bytes":
+            self._pool.read(member.shard, [array.data], member.offset, member)
+            due = self._must_hash(sample, field)
+            self._check_checksum(xxhash.xxh3_64_intdigest(array) if due else None, member, sample)
+            return array
         self._fill(array.reshape(member.row_shape), sample, field)
         return array
 
@@ -367,6 +380,10 @@ class Reader:
 
     def _check_request(self, row: AnyArray, member: StoredArray) -> None:
         """Refuse a row that no crop, pad or cast of the sample can fill."""
+        if member.codec == "bytes":
+            raise ConfigError(
+                f"{member} has no decoder, so no row can be filled with it. `read` gives its bytes."
+            )
         wanted = member.row_shape
         if row.ndim != len(wanted) or row.shape[0] != wanted[0]:
             raise ConfigError(
@@ -385,8 +402,7 @@ class Reader:
         path = self._files[member.shard].path
         return (
             f"{path}: {member} at byte {member.offset} ({member.bytes} bytes) is damaged: "
-            f"{problem}. Run `streaming-balance verify {self._path}`, then restore the shard or "
-            "run the same pack command with --overwrite."
+            f"{problem}. Run `streaming-balance verify {self._path}`, then {self._remedy}."
         )
 
 

@@ -35,11 +35,17 @@ class MemberRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ArrayRow(MemberRow):
-    """Where an array member lies and what it holds."""
+class NamedRow(MemberRow):
+    """Where a member of a foreign shard lies, and what it is called there."""
 
     member: str
     """Its name in the tar."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrayRow(NamedRow):
+    """Where an array member lies and what it holds."""
+
     codec: str
     """`blosc` or `npy`."""
     dtype: str
@@ -67,7 +73,7 @@ class SampleRow:
     shard: int
     """Number of its shard in the manifest's list."""
     members: Mapping[str, MemberRow]
-    """Its members by field: `ArrayRow` for `image` and `seg`."""
+    """Its members by field: `ArrayRow` for `image` and `seg`, in foreign shards `NamedRow` else."""
     columns: Mapping[str, str]
     """Its strata, by column name."""
 
@@ -95,7 +101,8 @@ def content_digest(
         columns: names of the strata columns.
 
     Returns:
-        64 hex digits: the same whatever codec, shard size or offsets.
+        64 hex digits: the same whatever codec, shard size or offsets. Members of foreign shards
+        that are kept as bytes count by their size and xxh3-64; `cls` and `json` do not count.
     """
     head: list[object] = [FORMAT_NAME, list(labelling.classes), list(columns)]
     if labelling.multi_label:
@@ -107,18 +114,30 @@ def content_digest(
             for field in ARRAY_FIELDS
             if isinstance(array := row.members.get(field), ArrayRow)
         ]
+        arrays += [
+            [field, kept.bytes, f"{kept.xxh3:016x}"]
+            for field, kept in sorted(row.members.items())
+            if isinstance(kept, NamedRow) and field not in MEMBER_FIELDS
+        ]
         strata = [row.columns[name] for name in columns]
         digest.update(_line([row.split, row.key, row.patient, row.label, strata, arrays]))
     return digest.hexdigest()
 
 
-def table_schema(*, columns: Sequence[str], arrays: Sequence[str], pack_id: str) -> pa.Schema:
+def table_schema(
+    *,
+    columns: Sequence[str],
+    arrays: Sequence[str],
+    pack_id: str,
+    kept: Sequence[str] | None = None,
+) -> pa.Schema:
     """Give the Arrow schema of a sample table.
 
     Args:
         columns: names of the strata columns.
-        arrays: array members: `image`, or `image` and `seg`.
+        arrays: array members: `image`, or `image` and `seg`; over foreign shards perhaps none.
         pack_id: the pack the table belongs to.
+        kept: members of foreign shards that are kept as bytes; None: the shards are our own.
     """
     fields = [
         pa.field("key", pa.utf8(), nullable=False),
@@ -127,8 +146,8 @@ def table_schema(*, columns: Sequence[str], arrays: Sequence[str], pack_id: str)
         pa.field("split", _codes(pa.int8()), nullable=False),
         pa.field("shard", pa.int32(), nullable=False),
     ]
-    for member in table_members(arrays):
-        fields += _member_fields(member)
+    for member in table_members(arrays, kept):
+        fields += _member_fields(member, arrays, is_foreign=kept is not None)
     fields += [pa.field(name, pa.utf8(), nullable=False) for name in columns]
     return pa.schema(
         fields,
@@ -141,13 +160,17 @@ def table_schema(*, columns: Sequence[str], arrays: Sequence[str], pack_id: str)
     )
 
 
-def table_members(arrays: Sequence[str]) -> tuple[str, ...]:
+def table_members(arrays: Sequence[str], kept: Sequence[str] | None = None) -> tuple[str, ...]:
     """Give the members a table has columns for, in their order.
 
     Examples:
         >>> table_members(["image"])
         ('image', 'cls', 'json')
+        >>> table_members(["image"], ["cls", "txt"])
+        ('image', 'cls', 'txt')
     """
+    if kept is not None:
+        return (*arrays, *kept)
     return tuple(field for field in MEMBER_FIELDS if field in arrays or field not in ARRAY_FIELDS)
 
 
@@ -159,6 +182,7 @@ def arrow_table(
     schema: pa.Schema,
     arrays: Sequence[str],
     columns: Sequence[str],
+    kept: Sequence[str] | None = None,
 ) -> pa.Table:
     """Build the Arrow table of sorted rows, every dictionary whole and in its order."""
     dictionaries = {
@@ -172,8 +196,9 @@ def arrow_table(
     }
     values["key"] = pa.array([row.key for row in rows], pa.utf8())
     values["shard"] = pa.array([row.shard for row in rows], pa.int32())
-    for member in table_members(arrays):
-        values |= _member_columns(member, [row.members.get(member) for row in rows])
+    for member in table_members(arrays, kept):
+        fields = _member_fields(member, arrays, is_foreign=kept is not None)
+        values |= _member_columns(fields, [row.members.get(member) for row in rows])
     for name in columns:
         values[name] = pa.array([row.columns[name] for row in rows], pa.utf8())
     return pa.table([values[name] for name in schema.names], schema=schema)
@@ -184,31 +209,34 @@ def _codes(numbers: pa.DataType) -> pa.DataType:
     return pa.dictionary(numbers, pa.utf8())
 
 
-def _member_fields(member: str) -> list[pa.Field]:
-    """Give the columns of one member; `image`, `cls` and `json` are never absent."""
+def _member_fields(member: str, arrays: Sequence[str], *, is_foreign: bool) -> list[pa.Field]:
+    """Give the columns of one member; only `seg` and what foreign shards keep may be absent."""
     types: dict[str, pa.DataType] = {
         "offset": pa.int64(),
         "bytes": pa.int64(),
         "xxh3": pa.uint64(),
     }
-    if member in ARRAY_FIELDS:
+    if is_foreign or member in arrays:
+        types["member"] = pa.utf8()
+    if member in arrays:
         types |= {
-            "member": pa.utf8(),
             "codec": _codes(pa.int8()),
             "dtype": _codes(pa.int8()),
             "shape": pa.list_(pa.field("item", pa.int32(), nullable=False)),
             "axes": _codes(pa.int8()),
             "voxels": pa.utf8(),
         }
-    nullable = member == "seg"
+    nullable = member == "seg" or (is_foreign and member not in arrays)
     return [pa.field(f"{member}.{name}", kind, nullable=nullable) for name, kind in types.items()]
 
 
-def _member_columns(member: str, stored: Sequence[MemberRow | None]) -> dict[str, pa.Array]:
+def _member_columns(
+    fields: Sequence[pa.Field], stored: Sequence[MemberRow | None]
+) -> dict[str, pa.Array]:
     """Give one member's columns, null where a sample has no such member."""
     words = {"codec": tuple(CODEC_EXTENSIONS), "dtype": DTYPE_NAMES, "axes": AXES}
     columns: dict[str, pa.Array] = {}
-    for field in _member_fields(member):
+    for field in fields:
         name = field.name.rpartition(".")[2]
         values: list[Any] = [None if row is None else getattr(row, name) for row in stored]
         if name in words:

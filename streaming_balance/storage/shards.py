@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from streaming_balance.errors import ConfigError, ShardError, did_you_mean
 from streaming_balance.storage.descriptors import check_shard_size
+from streaming_balance.storage.elsewhere import advice_for, remedy_for
 from streaming_balance.storage.index import SampleTable
-from streaming_balance.storage.layout import MANIFEST_NAME
+from streaming_balance.storage.layout import MANIFEST_NAME, MEMBER_FIELDS
 from streaming_balance.storage.manifest import Manifest, read_manifest
 from streaming_balance.storage.reader import Reader, Verify
 
@@ -101,8 +102,14 @@ class ShardSet:
 
     @property
     def arrays(self) -> tuple[str, ...]:
-        """Array fields of a sample: `("image",)` or `("image", "seg")`."""
+        """Array fields of a sample: `("image",)`, `("image", "seg")`, or of an index perhaps `()`."""
         return self._manifest.arrays
+
+    @property
+    def bytes_fields(self) -> tuple[str, ...]:
+        """Fields of foreign shards without a decoder, kept as bytes; `cls` and `json` aside."""
+        kept = self._manifest.kept_members or ()
+        return tuple(field for field in kept if field not in MEMBER_FIELDS)
 
     def __len__(self) -> int:
         return sum(self._sizes.values())
@@ -185,8 +192,11 @@ class ShardSet:
             ConfigError: no such split.
         """
         self._check_split(split)
-        places = self._table.members(split, "image")
-        order = np.lexsort((places.offset, places.shard)).astype(np.int64)
+        fields = self._manifest.arrays[:1] or self._manifest.kept_members or ()
+        places = [self._table.members(split, field) for field in fields]
+        far = np.iinfo(np.int64).max
+        offset = np.min([np.where(p.present, p.offset, far) for p in places], axis=0)
+        order = np.lexsort((offset, places[0].shard)).astype(np.int64)
         order.flags.writeable = False
         return order
 
@@ -198,7 +208,8 @@ class ShardSet:
             sample: sample number within it.
 
         Returns:
-            An array per field the sample has: `image`, and `seg` where it was packed.
+            An array per field the sample has: `image`, and `seg` where it was packed. Of foreign
+            shards also the members without a decoder, by field, as their bytes: `(n,)` of uint8.
 
         Raises:
             ConfigError: no such split, or the sample is not called by a number.
@@ -207,9 +218,28 @@ class ShardSet:
         """
         reader = self._own_reader(split)
         number = self._sample_number(split, sample)
-        return {
-            field: reader.read(number, field) for field in self.arrays if reader.has(number, field)
-        }
+        fields = (*self.arrays, *self.bytes_fields)
+        return {field: reader.read(number, field) for field in fields if reader.has(number, field)}
+
+    def check_decodable(self, split: str) -> None:
+        """Refuse to make tensors of samples that have no image a decoder reads.
+
+        Raises:
+            ConfigError: there is none; names what there is instead, and the ways out.
+        """
+        if "image" in self.arrays or not self._sizes[split]:
+            return
+        field, *_ = (*self.bytes_fields, *(self._manifest.kept_members or ()))
+        there = self._table.members(split, field).present
+        sample = int(np.argmax(there))
+        name = self._table.member_names(split, field, [sample])[0]
+        raise ConfigError(
+            f"{self._path} has no image that a decoder reads: member {name!r} of sample "
+            f"{str(self.keys(split)[sample])!r} has none (.npy and .npb have one). Give "
+            "transform=, which gets the bytes of "
+            f"{', '.join(map(repr, self.bytes_fields)) or 'each member'} as a tensor of uint8 and "
+            f"returns the sample with an 'image'; shards.read({split!r}, {sample}) gives them too."
+        )
 
     def reader(self, split: str, *, verify: Verify = "first", max_open_files: int = 64) -> Reader:
         """Make a reader of one split.
@@ -347,6 +377,7 @@ def _local_folder(url: str | Path) -> Path:
 
 def _check_shards(folder: Path, manifest: Manifest) -> None:
     """Raise unless every shard is there and as long as the manifest says."""
+    advice = advice_for(folder, manifest)
     for shard in manifest.shards:
         path = folder / shard.name
         try:
@@ -354,9 +385,9 @@ def _check_shards(folder: Path, manifest: Manifest) -> None:
         except OSError as error:
             raise ShardError(
                 error.errno,
-                f"shard {shard.name} is missing or out of reach ({error.strerror}). Copy it again "
-                "from its source, or run the same pack command with --overwrite; "
+                f"shard {shard.name} is missing or out of reach ({error.strerror}). "
+                f"{remedy_for(manifest).capitalize()}; "
                 f"`streaming-balance verify {folder}` lists every damaged shard",
                 str(path),
             ) from error
-        check_shard_size(path, status, shard.bytes)
+        check_shard_size(path, status, shard.bytes, advice)

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from streaming_balance.errors import ShardError
 from streaming_balance.storage.codecs import decode, voxel_digest
 from streaming_balance.storage.index import Formats, Members, SampleTable
-from streaming_balance.storage.layout import ARRAY_FIELDS, member_name
+from streaming_balance.storage.layout import member_name
 from streaming_balance.storage.manifest import Manifest
+from streaming_balance.storage.rows import table_members
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +25,7 @@ class ExpectedMember:
     name: str
     """Its name in the tar."""
     field: str
-    """`image`, `seg`, `cls` or `json`."""
+    """`image`, `seg`, `cls`, `json`, or a field of foreign shards."""
     sample: int
     """Sample number within the split."""
     key: str
@@ -55,13 +56,20 @@ class SplitColumns:
         self.patients: NDArray[np.str_] = table.patients(split)
         """Patient of every sample."""
         self.places: Mapping[str, Members] = {
-            field: table.members(split, field) for field in (*arrays, "cls", "json")
+            field: table.members(split, field)
+            for field in table_members(arrays, manifest.kept_members)
         }
         """Where the members of every field lie."""
         self.formats: Mapping[str, Formats] = {
             field: table.formats(split, field) for field in arrays
         }
         """What the arrays of every field hold."""
+        self._is_foreign = manifest.foreign is not None
+        self._names = {
+            field: table.member_names(split, field)
+            for field in (self.places if self._is_foreign else arrays)
+        }
+        self._arrays = arrays
         self._labels = table.label_words(split)
         self._labelling = manifest.labelling
 
@@ -75,8 +83,10 @@ class SplitColumns:
 
     def content_problem(self, member: ExpectedMember, payload: bytearray) -> str | None:
         """Say in what a member whose checksum is right differs from its row, or None."""
-        if member.field in ARRAY_FIELDS:
+        if member.field in self._arrays:
             return self._array_problem(member, payload)
+        if self._is_foreign:
+            return None  # its bytes are as they were indexed, and say nothing else
         if member.field == "cls":
             return self._class_problem(member, payload)
         return self._details_problem(member, payload)
@@ -84,9 +94,8 @@ class SplitColumns:
     def _member(self, field: str, sample: int) -> ExpectedMember:
         """Describe one member."""
         places, key = self.places[field], str(self.keys[sample])
-        formats = self.formats.get(field)
-        if formats is not None:
-            name = str(formats.member[sample])
+        if field in self._names:
+            name = str(self._names[field][sample])
         else:
             name = self._labelling.member_name(key) if field == "cls" else member_name(key, field)
         return ExpectedMember(

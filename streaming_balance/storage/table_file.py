@@ -103,7 +103,10 @@ def opened_reader(stored: pa.Buffer, manifest: Manifest) -> pa.RecordBatchFileRe
         ShardError: no Arrow file, of another pack, or with other columns or blocks.
     """
     expected = table_schema(
-        columns=manifest.columns, arrays=manifest.arrays, pack_id=manifest.pack_id
+        columns=manifest.columns,
+        arrays=manifest.arrays,
+        pack_id=manifest.pack_id,
+        kept=manifest.kept_members,
     )
     try:
         reader = pa.ipc.open_file(stored)
