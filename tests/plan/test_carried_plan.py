@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from streaming_balance.errors import ResumeError
@@ -179,3 +180,22 @@ def test_a_carried_plan_goes_on_from_one_plan_only() -> None:
     plan = PLANS["quotas"]().carried_from(old, epoch=1, step=1)
     with pytest.raises(ResumeError, match="carried over at epoch 1, step 1 already"):
         plan.carried_from(old, epoch=2, step=1)
+
+
+def test_a_class_that_everybody_has_left_owes_nobody_a_turn() -> None:
+    old = one_each({"a": 7, "b": 9, "c": 5}).plan(batch=6, balance="class_balanced")
+    declared = {"name": "class_balanced", "empty_class": "renormalize"}
+    for sizes in ({"a": 7, "b": 9}, {"a": 7, "b": 9, "d": 4}):
+        cohort = one_each(sizes)
+        plan = cohort.plan(batch=6, balance=declared).carried_from(old, epoch=0, step=2)
+        assert np.ptp(plan.exposure(30, 0)[:7]) <= 2
+        assert plan.ordinals(0, 0) == dict.fromkeys(sizes, 0)
+    sized = [
+        BalancedPlan.from_class_sizes({"a": 5, "b": size}, global_batch_size=4, balance=declared)
+        for size in (4, 0)
+    ]
+    # Those of class a are owed a turn or none; of class b nobody is left, or nobody was there.
+    for before, after in (sized, sized[::-1]):
+        plan = after.carried_from(before, epoch=0, step=1)
+        total = before.exposure(0, 1)[:5] + plan.exposure(3, 0)[:5]
+        assert np.ptp(total) <= 1
