@@ -6,7 +6,8 @@ from pathlib import Path
 
 from streaming_balance.errors import ConfigError
 from streaming_balance.storage.descriptors import PACKED, Advice
-from streaming_balance.storage.manifest import Manifest, check_foreign_path
+from streaming_balance.storage.foreign import check_foreign_path
+from streaming_balance.storage.manifest import Manifest
 
 _REPACK = "restore the shard or run the same pack command with --overwrite"
 _REINDEX = (

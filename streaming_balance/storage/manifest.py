@@ -14,6 +14,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from streaming_balance.errors import ConfigError, ShardError
+from streaming_balance.storage.foreign import (
+    Foreign,
+    check_foreign_names,
+    check_foreign_shards,
+    read_foreign,
+)
 from streaming_balance.storage.labelling import Labelling
 from streaming_balance.storage.layout import (
     FORMAT_NAME,
@@ -90,20 +96,6 @@ class Rejected:
     """The file at fault, relative to the source."""
     reason: str
     """Why it was left out."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Foreign:
-    """How shards that others wrote are read: the manifest of an index in place has this."""
-
-    keys: str
-    """Where a member's name is cut into key and field: `webdataset` or `last_dot`."""
-    label: str
-    """Where labels came from: `cls`, `json:FIELD` or `csv`."""
-    patient: str | None
-    """Where patients came from: `json:FIELD` or `csv`; None: every key is its own patient."""
-    members: tuple[str, ...]
-    """Fields that are kept as bytes, each with columns in the table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,7 +301,7 @@ def _manifest_from(body: Mapping[str, Any]) -> Manifest:
         pack_id=_text(body["pack_id"]),
         classes=_texts(body["classes"]),
         multi_label="multi_label" in body,
-        foreign=_foreign(body["foreign"]) if "foreign" in body else None,
+        foreign=read_foreign(body["foreign"]) if "foreign" in body else None,
         splits=tuple(_split(name, entry) for name, entry in body["splits"].items()),
         train_splits=_texts(body["train_splits"]),
         codec=_text(body["codec"]),
@@ -348,48 +340,13 @@ def _check_consistency(manifest: Manifest) -> None:
     if manifest.foreign is None:
         names += [shard.name for shard in manifest.shards]
     else:
-        _check_foreign(manifest)
+        check_foreign_names((*manifest.arrays, *manifest.foreign.members), manifest.multi_label)
+        check_foreign_shards(manifest.shards)
     if len(set(names[1:])) < len(names) - 1:
         raise ValueError("a shard is listed twice")
     for name in names:
         if "/" in name or name in {"", ".", ".."}:
             raise ValueError(f"file name {name!r} leads out of the folder")
-
-
-def _check_foreign(manifest: Manifest) -> None:
-    """Check what holds for shards elsewhere: paths in one spelling, one file with one digest."""
-    assert manifest.foreign is not None
-    places = {(shard.name, shard.split) for shard in manifest.shards}
-    files = {(shard.name, shard.bytes, shard.sha256) for shard in manifest.shards}
-    if len(places) < len(manifest.shards):
-        raise ValueError("a shard is listed twice for one split")
-    if len(files) > len({shard.name for shard in manifest.shards}):
-        raise ValueError("a shard is listed with two sizes or digests")
-    for shard in manifest.shards:
-        check_foreign_path(shard.name)
-    names = (*manifest.arrays, *manifest.foreign.members)
-    if manifest.multi_label or "" in names or len(set(names)) < len(names):
-        raise ValueError(f"members {list(names)} are empty or listed twice, or multi_label is set")
-
-
-def check_foreign_path(name: str) -> str:
-    """Give back the path of a foreign shard if it is written the one way there is.
-
-    Args:
-        name: absolute, or from the index folder: below it, or below the folder that holds it,
-            which is `../` at the very beginning.
-
-    Raises:
-        ValueError: anything else.
-
-    Examples:
-        >>> check_foreign_path("../tars/a.tar"), check_foreign_path("/data/a.tar")
-        ('../tars/a.tar', '/data/a.tar')
-    """
-    parts = name.removeprefix("../").removeprefix("/").split("/")
-    if {"", ".", ".."} & set(parts) or any(letter < " " for letter in name):
-        raise ValueError(f"{name!r} is no path of a shard: absolute, or from here in one way")
-    return name
 
 
 def _split(name: str, entry: Mapping[str, Any]) -> SplitEntry:
@@ -407,19 +364,6 @@ def _shard(entry: Mapping[str, Any]) -> ShardEntry:
         bytes=_count(entry["bytes"]),
         sha256=_text(entry["sha256"]),
         samples=_count(entry["samples"]),
-    )
-
-
-def _foreign(entry: Mapping[str, Any]) -> Foreign:
-    """Read what is said about foreign shards."""
-    if entry.keys() != set(Foreign.__dataclass_fields__):
-        raise ValueError(f"foreign has the names {sorted(entry)}")
-    patient = entry["patient"]
-    return Foreign(
-        keys=_text(entry["keys"]),
-        label=_text(entry["label"]),
-        patient=None if patient is None else _text(patient),
-        members=_texts(entry["members"]),
     )
 
 

@@ -178,7 +178,9 @@ class Reader:
         if member.codec == "bytes":
             self._pool.read(member.shard, [array.data], member.offset, member)
             due = self._must_hash(sample, field)
-            self._check_checksum(xxhash.xxh3_64_intdigest(array) if due else None, member, sample)
+            self._check_checksum(
+                xxhash.xxh3_64_intdigest(array.data) if due else None, member, sample
+            )
             return array
         self._fill(array.reshape(member.row_shape), sample, field)
         return array

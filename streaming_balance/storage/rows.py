@@ -109,7 +109,7 @@ def content_digest(
         head.append("multi_label")
     digest = hashlib.blake2b(_line(head), digest_size=32)
     for row in rows:
-        arrays = [
+        arrays: list[list[object]] = [
             [field, array.axes, array.dtype, list(array.shape), array.voxels]
             for field in ARRAY_FIELDS
             if isinstance(array := row.members.get(field), ArrayRow)

@@ -57,11 +57,18 @@ class BatchAssembler:
         self._dtype, self._size, self._transform = dtype, size, transform
         self._labels, self._keys = shards.labels(split), shards.keys(split)
         self._patients = shards.patients(split)
-        self._fields = shards.arrays
+        self._fields, self._bytes_fields = shards.arrays, shards.bytes_fields
 
     def num_bytes(self, request: BatchRequest) -> int:
         """Count the bytes of memory the arrays of a batch take."""
-        return sum(
+        numbers = request.samples.tolist() if self._transform is not None else []
+        kept = sum(
+            self._reader.stored_bytes(number, field)
+            for field in self._bytes_fields
+            for number in numbers
+            if self._reader.has(number, field)
+        )
+        return kept + sum(
             group.count * math.prod(group.row_shape) * self._dtype_of([group], field).itemsize
             for field in self._fields
             for group in self._groups(request, field)
@@ -208,12 +215,27 @@ class BatchAssembler:
             if tensor is not None:
                 self._read([number], tensor.numpy()[None], field)
                 sample[field] = tensor
+        for field in self._bytes_fields:
+            if self._reader.has(number, field):
+                sample[field] = self._read_bytes(number, field)
         return sample | {
             "label": self._label(number),
             "key": str(self._keys[number]),
             "patient": str(self._patients[number]),
             "sample": number,
         }
+
+    def _read_bytes(self, number: int, field: str) -> torch.Tensor:
+        """Read a member that has no decoder, for the transform to decode: `(n,)` of uint8."""
+        try:
+            return torch.from_numpy(self._reader.read(number, field))
+        except ShardError as first:
+            if self._quarantine is None:
+                raise
+            try:
+                return torch.from_numpy(self._reader.read(number, field))
+            except ShardError:
+                raise DamagedSamplesError({number: first}) from None
 
     def _label(self, number: int) -> int | torch.Tensor:
         """Give one sample's class number, or (K,) of 0 and 1 where it may have several."""

@@ -64,6 +64,8 @@ class PlannedLoader(ABC):
         seed: int,
         standing: Standing | None = None,
     ) -> None:
+        if delivery.transform is None:
+            shards.check_decodable(split)
         self._shards, self._split, self._delivery, self._seed = shards, split, delivery, seed
         self._standing = standing or Standing()
         self._mixer: BatchMixer | None = None

@@ -87,6 +87,8 @@ class ShardDataset(Dataset[Sample]):
             verify=verify,
         )
         self._size = shards.size(split)
+        if transform is None:
+            shards.check_decodable(split)
         self._files: _Files | None = None
 
     @property
@@ -211,6 +213,9 @@ class _Files:
         self.process = os.getpid()
         reader = shards.reader(split, verify=how.verify)
         self.close = weakref.finalize(self, _close_reader, reader, self.process)
+        self._reader = reader
+        # What has no decoder is for the transform to decode.
+        self._bytes_fields = () if how.transform is None else shards.bytes_fields
         self._fields = (*shards.arrays, "label", "key", "patient", "sample")
         self._assembler = BatchAssembler(
             shards,
@@ -234,7 +239,17 @@ class _Files:
         )
         pending = self._assembler.begin(request, num_bytes=0, submit=lambda work: work())
         batch = pending.take().batch
-        return {name: batch[name] for name in self._fields if name in batch}
+        kept = {
+            field: [self._read_bytes(number, field) for number in numbers.tolist()]
+            for field in self._bytes_fields
+        }
+        return {name: batch[name] for name in self._fields if name in batch} | kept
+
+    def _read_bytes(self, number: int, field: str) -> torch.Tensor | None:
+        """Read a member without a decoder: `(n,)` of uint8; None where a sample has none."""
+        if not self._reader.has(number, field):
+            return None
+        return torch.from_numpy(self._reader.read(number, field))
 
 
 def _close_reader(reader: Reader, process: int) -> None:
