@@ -34,7 +34,10 @@ from streaming_balance.training.workers import WorkerEngine
 from tests.building import Sample, by_key
 from tests.training.cohorts import PROJECT_ROOT, as_float, cohort, packed, take, voxels
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
+]
 
 GONE_SECONDS = 20.0
 BRATS = np.repeat([0, 1], [210, 75])
