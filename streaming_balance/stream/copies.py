@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Iterator
 from typing import Generic
 
@@ -34,19 +35,17 @@ class CopyQueue(Generic[Item]):
         words: the keyed choices; replaced by the owner when a pass begins.
     """
 
-    __slots__ = ("_entries", "_head", "last_key", "words")
+    __slots__ = ("_entries", "last_key", "words")
 
     def __init__(self, words: KeyedWords) -> None:
         self.words = words
         """Where the choices come from."""
         self.last_key: str | None = None
         """Name of the sample that went on last."""
-        # What stands before the head has left: moving everybody up each time would cost the length.
-        self._entries: list[Pending[Item]] = []
-        self._head = 0
+        self._entries: deque[Pending[Item]] = deque()
 
     def __iter__(self) -> Iterator[Pending[Item]]:
-        return iter(self._entries[self._head :])
+        return iter(self._entries)
 
     def append(self, pending: Pending[Item]) -> None:
         """Put a sample at the end."""
@@ -58,26 +57,23 @@ class CopyQueue(Generic[Item]):
         Returns:
             The sample; it has left the queue if it has no copy left.
         """
-        entries, head = self._entries, self._head
-        length = len(entries) - head
-        place = head + self.words.below(max(1, length // 2))
+        entries = self._entries
+        length = len(entries)
+        place = self.words.below(max(1, length // 2))
         if length > 1 and entries[place].item.key == self.last_key:
             place += 1
-        chosen, entries[place] = entries[place], entries[head]
-        self._head += 1
+        chosen, entries[place] = entries[place], entries[0]
+        entries.popleft()
         chosen.left -= 1
         if chosen.left:
             entries.append(chosen)
-        if self._head * 2 > len(entries):
-            del entries[: self._head]
-            self._head = 0
         self.last_key = chosen.item.key
         return chosen
 
     def rest(self) -> Iterator[Pending[Item]]:
         """Empty the queue: give whoever goes on, copy after copy, each sample's evenly spread."""
-        waiting = list(self)
-        self._entries, self._head = [], 0
+        waiting = list(self._entries)
+        self._entries.clear()
         left = sum(pending.left for pending in waiting)
         timetable = _Timetable(waiting, self.words)
         for copies_left in range(left, 0, -1):

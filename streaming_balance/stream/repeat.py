@@ -35,7 +35,7 @@ from streaming_balance.stream.stages import (
     held_bytes,
 )
 
-DEFAULT_MOST_COPIES = 1000
+DEFAULT_MOST_COPIES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
