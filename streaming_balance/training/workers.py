@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import shutil
 import signal
 import traceback
 import warnings
@@ -19,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.reduction import ForkingPickler
-from multiprocessing.util import get_temp_dir
+from multiprocessing.util import Finalize, get_temp_dir
 from typing import Any
 
 import torch
@@ -229,7 +230,7 @@ def _stream(
 
     # Tensors travel through sockets in a folder. Made here, it is removed when this process ends;
     # each worker would make one of its own, and leave it behind when it is ended by a signal.
-    get_temp_dir()
+    folder = get_temp_dir()
     with warnings.catch_warnings():
         # torchdata 0.11 calls what newer releases of torch would rather not have called.
         warnings.filterwarnings("ignore", "'set_vital' is deprecated", UserWarning)
@@ -241,7 +242,7 @@ def _stream(
             sampler=requests,
             batch_size=None,
             collate_fn=_as_it_is,
-            worker_init_fn=functools.partial(leave_signals, heard_signals(), os.getpid()),
+            worker_init_fn=functools.partial(_begin, folder, heard_signals(), os.getpid()),
             num_workers=count,
             prefetch_factor=each,
             pin_memory=torch.cuda.is_available(),
@@ -250,6 +251,18 @@ def _stream(
             snapshot_every_n_steps=None,
         )
         return iter(loader)
+
+
+def _begin(folder: str, signals: tuple[int, ...], owner: int, worker: int) -> None:
+    """Prepare a worker process; should its owner be killed, it clears up on its own way out."""
+    leave_signals(signals, owner, worker)
+    Finalize(None, _remove_if_orphaned, args=(folder, os.getppid()), exitpriority=-100)
+
+
+def _remove_if_orphaned(folder: str, parent: int) -> None:
+    """Remove the folder of sockets that a killed owner cannot remove any more."""
+    if os.getppid() != parent:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _requests(

@@ -213,10 +213,7 @@ def wait_until_gone(processes: Sequence[psutil.Process]) -> list[psutil.Process]
     return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
-@pytest.mark.parametrize(
-    "workers",
-    [0, pytest.param(2, marks=pytest.mark.xfail(reason="a folder of sockets stays in TMPDIR"))],
-)
+@pytest.mark.parametrize("workers", [0, 2])
 def test_12_a_killed_training_leaves_nothing_behind_and_starts_again(
     tmp_path: Path, workers: int
 ) -> None:
