@@ -18,6 +18,7 @@ from streaming_balance.stream.samples import Payload, StreamSample
 from streaming_balance.stream.seen import SeenKeys
 from streaming_balance.stream.walking import FOLDER, Entry, TarBytes, TarWalk, WalkLimits
 
+MAX_FIELDS = 10_000  # members of one sample
 _WAY_OUT = "Fetch or write the shard again, or read with on_error='skip' to leave out and count."
 
 
@@ -134,6 +135,8 @@ class ShardSamples:
             problem = f"is the second {name!r} of its sample; names differ in case at most"
         elif name.startswith("__"):
             problem = f"has the field {name!r}; two underscores mark what readers add themselves"
+        elif len(sample.members) >= MAX_FIELDS:
+            problem = f"is one more than the {MAX_FIELDS:,} a sample may have"
         elif sample.payload_bytes + entry.size > self._rules.max_sample_bytes:
             most = self._rules.max_sample_bytes
             problem = f"makes its sample larger than max_sample_bytes ({most:,})"

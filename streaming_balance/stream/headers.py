@@ -94,15 +94,15 @@ def read_plain_header(block: bytes) -> tuple[str, int] | None:
     elif magic != _GNU:
         return None
     digits = block[124:135]
-    end = block.find(0, 0, 100)
-    if not digits.isdigit() or block[135] not in b"\0 " or block.count(0, end, 100) != 100 - end:
+    if not digits.isdigit() or block[135] not in b"\0 ":
+        return None
+    name = block[:100].rstrip(b"\0").decode("ascii")
+    if _PLAIN_NAME.fullmatch(name) is None:
         return None
     try:
-        size = int(digits, 8)
+        return name, int(digits, 8)
     except ValueError:
         return None
-    name = block[:end].decode("ascii")
-    return (name, size) if _PLAIN_NAME.fullmatch(name) else None
 
 
 def read_header(block: bytes) -> Header:

@@ -50,16 +50,18 @@ class Extensions:
             payload: its bytes.
 
         Raises:
-            TarDamageError: its records are not as PAX defines them.
+            TarDamageError: its records are not as PAX has them, or there were some before.
         """
         if kind == b"L":
             self._refuse_second(self.name, "GNU long names")
-            self.name = payload.rstrip(b"\0")
+            self.name = payload.rstrip(b"\0") if self.name is None else self.name
         elif kind == b"K":
             self._refuse_second(self.link, "GNU long links")
             self.link = payload.rstrip(b"\0")
         else:
-            self._refuse_second(self.records, "PAX headers")
+            if self.records is not None:
+                # Either may hold the size, and so the place of all that follows.
+                raise TarDamageError("a second PAX header stands before one member")
             self.records = parse_records(payload)
 
     def add_everywhere(self, payload: bytes, *, is_first: bool) -> None:
@@ -101,13 +103,13 @@ class Extensions:
             taken, or None.
         """
         name, size, problem = header.name, header.size, self.problem
-        if self.name is not None:
-            name = self.name
-        elif header.has_rest:
-            problem = problem or "holds NUL in its name"
         records = self.everywhere | (self.records or {})
         if records.get("path"):
             name = records["path"].encode()
+        elif self.name is not None:
+            name = self.name
+        elif header.has_rest:
+            problem = problem or "holds NUL in its name"
         if records.get("size"):
             size = int(records["size"])
         if any(key.startswith(_SPARSE) for key in records):

@@ -124,12 +124,12 @@ class PipeStream:
             return
         try:
             status = self._process.wait(self._timeout_seconds)
-        except subprocess.TimeoutExpired as error:
+        except subprocess.TimeoutExpired:
             self._kill()
             raise ShardError(
                 f"{self._name} closed its output, but did not end within "
                 f"{self._timeout_seconds:g} s, so nobody knows whether all was written."
-            ) from error
+            ) from None  # its text would show the whole command
         if status != 0:
             raise ShardError(f"{self._name} {self._ending(status)}")
         self._ended_well = True

@@ -167,6 +167,24 @@ class StreamSample:
             )
         return payload.read()
 
+    def held(self) -> StreamSample:
+        """Give the same sample with all its bytes in memory, whatever becomes of its shard.
+
+        Raises:
+            ShardError: the bytes cannot be read any more.
+        """
+        members = {
+            name: payload
+            if payload.is_held
+            else Payload(payload.name, payload.size, payload.read())
+            for name, payload in self.members.items()
+        }
+        sample = StreamSample(
+            self.key, self.url, self.shard, self.offset, self.stop, members, self.can_seek
+        )
+        sample.label = self.label
+        return sample
+
     def to_dict(self) -> dict[str, str | bytes]:
         """Give the sample as webdataset does: `__key__`, `__url__`, and bytes by field.
 

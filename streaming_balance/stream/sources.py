@@ -129,8 +129,8 @@ def _expand_one(item: object, *, allow_pipe: bool) -> Sequence[ShardSource]:
         shown = without_secrets(name) if isinstance(name, str) else f"<{type(file).__name__}>"
         return [ShardSource(kind="object", address="", shown=shown, file=file)]
     if isinstance(item, os.PathLike):
-        return [_file(os.fsdecode(item))]
-    if not isinstance(item, str) or not item:
+        return _paths(os.fsdecode(item))
+    if not isinstance(item, str) or not item or "\0" in item:
         raise ConfigError(
             f"urls has {item!r}; an entry must be a path, a URL or a binary file object."
         )
@@ -226,6 +226,8 @@ def _open_stream(source: ShardSource, timeout_seconds: float) -> ByteStream:
     if source.kind == "web":
         return WebStream(source.address, timeout_seconds=timeout_seconds)
     if source.kind == "stdin":
+        if sys.stdin is None:
+            raise ShardError("this process has no standard input to read a shard from.")
         return FileStream(sys.stdin.buffer, source.shown, owned=False)
     assert source.file is not None
     return FileStream(source.file, source.shown, owned=False)

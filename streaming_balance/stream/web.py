@@ -97,7 +97,7 @@ class WebStream:
         except urllib.error.HTTPError as error:
             with error:
                 raise self._refused(error.code, error.reason) from None
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise ShardError(
                 f"{self._name} cannot be fetched: {without_secrets(str(reason))}."
