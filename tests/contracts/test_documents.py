@@ -35,7 +35,8 @@ FILES_WORTH_A_LINE = (
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt"),
     *("pyproject.toml", ".ci/run", "docs/*.md", "shards/*.md", "examples/*", "tools/*.py"),
     *("streaming_balance/*.py", "streaming_balance/plan/*.py", "streaming_balance/storage/*.py"),
-    *("streaming_balance/ingest/*.py", "streaming_balance/training/*.py"),
+    *("streaming_balance/stream/*.py", "streaming_balance/ingest/*.py"),
+    "streaming_balance/training/*.py",
     *("streaming_balance/report/*.py", "streaming_balance/demo/*.py", "streaming_balance/cli/*.py"),
 )
 
