@@ -11,7 +11,7 @@ from streaming_balance.storage.layout import BLOCK
 
 _ENTRY_BYTES = 16
 _FIRST_ENTRIES = 1 << 10
-# Shard number and block number share a 64-bit word: a million shards of up to 8 PiB.
+# Shard number and block number share a 64-bit word: a million shards of less than 8 PiB.
 _BLOCK_BITS = 44
 _BLOCK_MASK = (1 << _BLOCK_BITS) - 1
 
@@ -84,8 +84,8 @@ class SeenKeys:
 
     def _make(self, entries: int) -> None:
         """Lay out an empty table."""
-        self._marks = array("Q", bytes(8 * entries))
-        self._places = array("Q", bytes(8 * entries))
+        self._marks = array("Q", [0]) * entries
+        self._places = array("Q", [0]) * entries
         self._mask = entries - 1
         self._limit = entries * 3 // 4  # fuller, and chains of taken places grow long
 

@@ -134,7 +134,7 @@ class TarWalk:
         self._start = start
         self._extensions = Extensions()
         self._num_extensions = 0
-        self._is_first = start == 0
+        self._is_first = True
 
     def __iter__(self) -> Iterator[Entry]:
         """Walk to the end of the tar.
@@ -183,6 +183,7 @@ class TarWalk:
                 break
             offset = self._extend(header, offset)
         self._num_extensions = 0
+        self._is_first = self._start == 0
 
     def _look(self, block: bytes, begin: int, offset: int) -> tuple[Entry | None, int | None]:
         """Read any header: give the member it belongs to, if any, and where the next one stands."""
