@@ -13,6 +13,7 @@ import typer
 from streaming_balance.cli.answers import print_error, print_json
 from streaming_balance.cli.audit import audit
 from streaming_balance.cli.demo import demo
+from streaming_balance.cli.index import index
 from streaming_balance.cli.inspect import inspect
 from streaming_balance.cli.pack import pack
 from streaming_balance.cli.plan import plan
@@ -34,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for _command in (pack, verify, inspect, plan, audit, demo):
+for _command in (pack, index, verify, inspect, plan, audit, demo):
     app.command()(_command)
 
 

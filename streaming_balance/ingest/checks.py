@@ -141,7 +141,7 @@ def order_classes(
             "the findings there may be with classes."
         )
     if declared is None:
-        return _natural_order(found)
+        return natural_order(found)
     if len(set(declared)) < len(declared) or "" in declared:
         raise ConfigError(f"classes {list(declared)} must be different, non-empty names.")
     for label in sorted(found - set(declared)):
@@ -174,7 +174,7 @@ def _check_findings(cases: Sequence[Case]) -> None:
             )
 
 
-def _natural_order(labels: Iterable[str]) -> tuple[str, ...]:
+def natural_order(labels: Iterable[str]) -> tuple[str, ...]:
     """Sort labels as numbers if all are, else by name."""
     names = sorted(labels)
     try:

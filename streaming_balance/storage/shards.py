@@ -102,7 +102,7 @@ class ShardSet:
 
     @property
     def arrays(self) -> tuple[str, ...]:
-        """Array fields of a sample: `("image",)` or `("image", "seg")`; of an index perhaps `()`."""
+        """Array fields of a sample: `("image",)` or `("image", "seg")`; an index may lack it."""
         return self._manifest.arrays
 
     @property

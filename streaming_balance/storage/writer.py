@@ -342,7 +342,7 @@ class PackWriter:
             pack_id=identity,
             classes=labelling.classes,
             multi_label=labelling.multi_label,
-            splits=_split_entries(rows, self._names.splits),
+            splits=split_entries(rows, self._names.splits),
             train_splits=self._names.train_splits,
             codec=self._codec,
             columns=self._names.columns,
@@ -357,7 +357,7 @@ class PackWriter:
         )
 
 
-def _split_entries(rows: Sequence[SampleRow], splits: Sequence[str]) -> tuple[SplitEntry, ...]:
+def split_entries(rows: Sequence[SampleRow], splits: Sequence[str]) -> tuple[SplitEntry, ...]:
     """Count samples and patients of each split."""
     samples = Counter(row.split for row in rows)
     patients = Counter(split for split, _ in {(row.split, row.patient) for row in rows})
