@@ -53,12 +53,12 @@ def inspect(folder: DataSet, as_json: AsJson = False) -> None:
         shapes = Counter(split["shapes"]).most_common(SHAPES_SHOWN)
         shown = ", ".join(f"{shape} ({count})" for shape, count in shapes)
         rest = len(split["shapes"]) - len(shapes)
-        print(f"{name} shapes: {shown}" + (f", and {rest} more" if rest else ""))
+        print(f"{name} shapes: {shown or 'none'}" + (f", and {rest} more" if rest else ""))
     if document["foreign"] is not None:
         print(_said_of_foreign(shards, document["foreign"]))
     if document["multi_label"]:
         print("a sample may have several findings and counts for each of them")
-    print(f"codecs: {', '.join(document['codecs'])}; columns: {_listed(document['columns'])}")
+    print(f"codecs: {_listed(document['codecs'])}; columns: {_listed(document['columns'])}")
     print(f"found {document['found']:,}, not packed {len(document['rejected']):,}")
     print(f"digest: {document['digest']}")
 

@@ -232,7 +232,7 @@ class ShardSet:
         field, *_ = (*self.bytes_fields, *(self._manifest.kept_members or ()))
         there = self._table.members(split, field).present
         sample = int(np.argmax(there))
-        name = self._table.member_names(split, field, [sample])[0]
+        name = str(self._table.member_names(split, field, [sample])[0])
         raise ConfigError(
             f"{self._path} has no image that a decoder reads: member {name!r} of sample "
             f"{str(self.keys(split)[sample])!r} has none (.npy and .npb have one). Give "
