@@ -50,7 +50,7 @@ def match_files(pattern: str) -> list[str]:
     Raises:
         ConfigError: a pattern matches nothing.
     """
-    if not glob.has_magic(pattern) or Path(pattern).exists():
+    if not glob.has_magic(pattern) or exists(pattern):
         return [pattern]
     found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute ones
     if not found:
@@ -59,6 +59,14 @@ def match_files(pattern: str) -> list[str]:
             "Check the folder and the pattern."
         )
     return found
+
+
+def exists(path: str) -> bool:
+    """Say whether there is such a file; a text too long for a path is none."""
+    try:
+        return Path(path).exists()
+    except OSError:
+        return False
 
 
 def _expand(text: str, whole: str, depth: int) -> list[str]:

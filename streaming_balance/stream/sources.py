@@ -20,7 +20,7 @@ from streaming_balance.errors import ConfigError, ShardError
 from streaming_balance.stream.compressed import MAGIC_BYTES, decompressed, is_compressed
 from streaming_balance.stream.local import LocalTar, ShardFiles
 from streaming_balance.stream.passing import ByteStream, FileStream, PassingTar
-from streaming_balance.stream.patterns import MAX_SHARDS, expand_braces, match_files
+from streaming_balance.stream.patterns import MAX_SHARDS, exists, expand_braces, match_files
 from streaming_balance.stream.pipes import PipeStream, command_words
 from streaming_balance.stream.shown import shown_command, without_secrets
 from streaming_balance.stream.walking import TarBytes
@@ -157,7 +157,7 @@ def _expand_one(item: object, *, allow_pipe: bool) -> Sequence[ShardSource]:
 
 def _paths(pattern: str) -> list[ShardSource]:
     """Give the files a path or pattern means; one that exists is taken as it is."""
-    if Path(pattern).exists():
+    if exists(pattern):
         return [_file(pattern)]
     return [_file(path) for text in expand_braces(pattern) for path in match_files(text)]
 
