@@ -74,7 +74,7 @@ def _recipe(
         if balance["name"] == "p_k":
             batch_size = balance["P"] * balance["M"]
         else:
-            batch_size = int(random.integers(1, random.choice([5, 17, 49])))
+            batch_size = int(random.integers(1, random.choice([5, 17, 49, 49])))
         leaves_out = random.random() < 0.15
         recipe = Recipe(
             balance=balance,
@@ -167,7 +167,9 @@ def _leg(
     carry_to: Recipe | None,
 ) -> Leg:
     """Draw one start of the job, and when it dies."""
-    num_ranks = int(random.integers(1, min(limit, random.choice([3, 6, MOST_RANKS])) + 1))
+    most_ranks = min(limit, random.choice([3, 6, MOST_RANKS, MOST_RANKS]))
+    # The larger of two draws: one rank alone comes often enough where batches are small.
+    num_ranks = int(random.integers(1, most_ranks + 1, 2).max())
     every = int(random.integers(1, 8))
     savers = random.permutation(num_ranks)
     if random.random() < 0.15:
