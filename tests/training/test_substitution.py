@@ -112,7 +112,9 @@ DAMAGED = {1, 4, HGG, HGG + 3}
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 5])
 @pytest.mark.parametrize(
-    "options", [{}, {"transform": lambda sample: sample}, {"workers": 1}], ids=str
+    "options",
+    [{}, {"transform": lambda sample: sample}, {"workers": 1}],
+    ids=["threads", "transform", "workers"],
 )
 def test_whoever_stands_in_follows_from_the_damage_alone(
     shards: ShardSet, num_ranks: int, options: dict[str, Any]
