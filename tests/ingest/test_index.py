@@ -536,6 +536,15 @@ def test_samples_that_pass_make_the_same_index(tmp_path: Path) -> None:
     assert report.manifest == direct.manifest
 
 
+def test_a_key_that_passes_again_from_another_shard_is_refused(tmp_path: Path) -> None:
+    first = write_tar(tmp_path / "a.tar", samples("x"))
+    second = write_tar(tmp_path / "b.tar", samples("x"))
+    with IndexBuilder(tmp_path / "i") as builder:
+        builder.add(next(read_samples(first)))
+        with pytest.raises(ShardError, match=r"b\.tar: the key 'x' stands at byte 0.*a\.tar"):
+            builder.add(next(read_samples(second)))
+
+
 def test_a_sample_that_cannot_be_read_again_is_refused(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", samples("a"))
     with (
@@ -563,6 +572,39 @@ def test_a_shard_that_grows_meanwhile_is_refused(tmp_path: Path) -> None:
             file.write(bytes(512))
         with pytest.raises(ShardError, match="changed meanwhile"):
             builder.finish()
+
+
+def test_a_shard_that_changes_after_it_was_digested_is_refused(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", samples("a"))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    with IndexBuilder(tmp_path / "i") as builder:
+        builder.add(next(read_samples(path)))
+        builder.add_shard(path, num_bytes=path.stat().st_size, sha256=digest)
+        path.unlink()
+        with pytest.raises(ShardError, match="now None: it was changed meanwhile"):
+            builder.finish()
+
+
+def test_a_crash_while_an_index_is_replaced_leaves_no_mixture_of_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_tar(tmp_path / "a.tar", samples("a"))
+    index_shards(path, out=tmp_path / "i")
+
+    replace = Path.replace
+
+    def dying(self: Path, target: Path) -> Path:
+        if target.name == TABLE_NAME:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", dying)
+        with pytest.raises(KeyboardInterrupt):
+            index_shards(path, out=tmp_path / "i", split="val", overwrite=True)
+    with pytest.raises(ShardError, match="unfinished"):
+        open_shards(tmp_path / "i")
+    assert index_shards(path, out=tmp_path / "i", split="val").is_new
 
 
 def test_two_indexers_of_one_folder_are_told_apart(tmp_path: Path) -> None:
@@ -601,13 +643,23 @@ def test_samples_whose_fields_differ_without_end_are_refused(tmp_path: Path) -> 
         index_shards(path, out=tmp_path / "i")
 
 
-def test_a_manifest_that_points_at_two_digests_of_one_tar_is_refused(tmp_path: Path) -> None:
+def test_a_manifest_that_says_impossible_things_of_shards_is_refused(
+    tmp_path: Path,
+) -> None:
     path = write_tar(tmp_path / "a.tar", samples("a"))
     index_shards(path, out=tmp_path / "i")
     shutil.copytree(tmp_path / "i", tmp_path / "j")
     changes: tuple[tuple[Callable[[dict[str, Any]], object], str], ...] = (
         (lambda body: body["shards"][0].update(name="../../x.tar"), "no path of a shard"),
         (lambda body: body["shards"].append(dict(body["shards"][0])), "count different|twice"),
+        (
+            lambda body: body["shards"].append({**body["shards"][0], "samples": 0}),
+            "listed twice for one split",
+        ),
+        (
+            lambda body: body["shards"].append({**body["shards"][0], "samples": 0, "bytes": 1}),
+            "listed twice|two sizes or digests",
+        ),
         (lambda body: body["foreign"].update(members=["cls", "cls"]), "listed twice"),
         (lambda body: body["foreign"].update(members="cls"), "list of texts"),
         (lambda body: body["foreign"].update(more=1), "foreign has the names"),
