@@ -23,11 +23,13 @@ if TYPE_CHECKING:
         ShardError,
         SplitError,
     )
+    from streaming_balance.ingest.index import index_shards
     from streaming_balance.ingest.pack import write_shards
     from streaming_balance.plan.distribution import get_class_distribution
     from streaming_balance.plan.epoch import BalancedPlan
     from streaming_balance.storage.codecs import decode_member as decode
     from streaming_balance.storage.shards import ShardSet, open_shards, open_table
+    from streaming_balance.stream.pipeline import stream
     from streaming_balance.tabular import smote
     from streaming_balance.training.class_weights import (
         compute_class_weights,
@@ -82,6 +84,7 @@ __all__ = [
     "get_balanced_dataloader",
     "get_class_distribution",
     "get_weighted_sampler",
+    "index_shards",
     "load_config",
     "merge_states",
     "micro_batches",
@@ -89,6 +92,7 @@ __all__ = [
     "open_shards",
     "open_table",
     "smote",
+    "stream",
     "train_loader",
     "upsample_dataset",
     "write_shards",
@@ -131,6 +135,7 @@ _HOMES = {
     "get_balanced_dataloader": ("streaming_balance.training.datasets", "get_balanced_dataloader"),
     "get_class_distribution": ("streaming_balance.plan.distribution", "get_class_distribution"),
     "get_weighted_sampler": ("streaming_balance.training.weighted", "get_weighted_sampler"),
+    "index_shards": ("streaming_balance.ingest.index", "index_shards"),
     "load_config": ("streaming_balance.config", "load_config"),
     "merge_states": ("streaming_balance.training.merging", "merge_states"),
     "micro_batches": ("streaming_balance.training.micro_batches", "micro_batches"),
@@ -138,6 +143,7 @@ _HOMES = {
     "open_shards": ("streaming_balance.storage.shards", "open_shards"),
     "open_table": ("streaming_balance.storage.shards", "open_table"),
     "smote": ("streaming_balance.tabular", "smote"),
+    "stream": ("streaming_balance.stream", "stream"),
     "train_loader": ("streaming_balance.training.loader", "train_loader"),
     "upsample_dataset": ("streaming_balance.training.datasets", "upsample_dataset"),
     "write_shards": ("streaming_balance.ingest.pack", "write_shards"),

@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from streaming_balance.errors import BalanceError, ConfigError, ResumeError
-from streaming_balance.plan.keys import check_seed
+from streaming_balance.plan.keys import check_seed, stream_key
 from streaming_balance.plan.options import whole_number
 from streaming_balance.stream.accept import Accept
+from streaming_balance.stream.counts import StreamCounts
 from streaming_balance.stream.dealing import Part
 from streaming_balance.stream.dicts import DictItem, fields_of
-from streaming_balance.stream.finishing import Fields, Finisher, decoded
+from streaming_balance.stream.finishing import Fields, Finisher, collated, decoded
 from streaming_balance.stream.frequencies import DEFAULT_WINDOW
 from streaming_balance.stream.local import ShardFiles
 from streaming_balance.stream.names import KeyRule
@@ -27,14 +28,14 @@ from streaming_balance.stream.repeat import Repeat
 from streaming_balance.stream.replay import Replay
 from streaming_balance.stream.reservoir import Reservoir
 from streaming_balance.stream.rules import OnError, TarRules
-from streaming_balance.stream.running import StreamRun, stage_seed
+from streaming_balance.stream.running import StreamRun, saved_sample
 from streaming_balance.stream.sample_labels import label_reader
 from streaming_balance.stream.shuffle import Shuffle
 from streaming_balance.stream.sources import ShardSource, Urls, expand
 from streaming_balance.stream.stages import Stage, StageRun
 
 if TYPE_CHECKING:
-    from torch.utils.data import DataLoader
+    from torchdata.stateful_dataloader import StatefulDataLoader
 
     from streaming_balance.stream.nodes import StreamDataset, StreamNode
 
@@ -71,6 +72,11 @@ class Stream:
         self.batch_size: int | None = None
         self.shuffled_shards = False
         self.part = Part()
+        self._epoch = 0
+        self._files = ShardFiles()
+        self._run: StreamRun | None = None
+        self._last_counts: StreamCounts | None = None
+        self._runs: list[StageRun[Any, Any]] = []
         self._begin_anew()
 
     def accept(
@@ -257,6 +263,11 @@ class Stream:
         if number != self._epoch:
             self._epoch, self._run = number, None
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a pass was begun and not ended."""
+        return self._run is not None
+
     def share(self, number: int, count: int) -> Stream:
         """Give the part of one of several readers that share the shards.
 
@@ -270,6 +281,7 @@ class Stream:
         changed = self._copy()
         changed.part = Part(number=number, count=count)
         changed.part.deals_samples(self.sources)
+        changed._begin_anew()
         return changed
 
     def __iter__(self) -> Iterator[Any]:
@@ -340,8 +352,10 @@ class Stream:
         if state["run"] is not None:
             self._running().load_state_dict(state["run"])
         else:
+            # Some stages hold samples from pass to pass.
+            resting = StreamRun(self, epoch=self._epoch, files=self._files, runs=self._runs)
             for run, saved in zip(self._runs, state["between"], strict=True):
-                run.load_state_dict(saved, _nothing_held)
+                run.load_state_dict(saved, resting.restored)
 
     def stats(self) -> dict[str, Any]:
         """Give what was read, and what every stage read, delivered, rejected and holds.
@@ -369,11 +383,34 @@ class Stream:
 
         return StreamNode(self)
 
-    def to_loader(self, **options: Any) -> DataLoader[Any]:
-        """Give a StatefulDataLoader over the stream: see `nodes.stream_loader` for its options."""
+    def to_loader(
+        self,
+        *,
+        batch_size: int | None = None,
+        num_workers: int = 0,
+        rank: int | None = None,
+        num_ranks: int | None = None,
+        steps: int | None = None,
+    ) -> StatefulDataLoader[Any]:
+        """Give a StatefulDataLoader over the stream: see `nodes.stream_loader`.
+
+        Args:
+            batch_size: samples in a batch; None where the stream gives batches, or for samples.
+            num_workers: worker processes.
+            rank: data-parallel rank; None has it looked up.
+            num_ranks: number of data-parallel ranks; None has it looked up.
+            steps: batches of an epoch on each rank; needed on several ranks.
+        """
         from streaming_balance.stream.nodes import stream_loader
 
-        return stream_loader(self, **options)
+        return stream_loader(
+            self,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            rank=rank,
+            num_ranks=num_ranks,
+            steps=steps,
+        )
 
     def close(self) -> None:
         """Close the shards. What was given before can still read its payloads no more."""
@@ -426,14 +463,17 @@ class Stream:
 
     def _begin_anew(self) -> None:
         """Stand before the first pass."""
-        self._epoch = 0
+        self._epoch, self._run, self._last_counts = 0, None, None
         self._files = ShardFiles()
-        self._run: StreamRun | None = None
-        self._last_counts: Any = None
-        self._runs: list[StageRun[Any, Any]] = [
-            stage.begin(seed=stage_seed(self.seed, number, stage.name, self.part.number))
+        self._runs = [
+            stage.begin(seed=self._stage_seed(number, stage))
             for number, stage in enumerate(self.stages)
         ]
+
+    def _stage_seed(self, number: int, stage: Stage) -> int:
+        """Key a stage of this reader; reservoirs of all readers are alike, so that they merge."""
+        part = 0 if isinstance(stage, Reservoir) else self.part.number
+        return stream_key(self.seed, "stage", number, stage.name, part) >> 64
 
     def _running(self) -> StreamRun:
         """Give the pass under way, begun where there is none."""
@@ -452,8 +492,6 @@ class Stream:
 
     def _between_passes(self) -> list[dict[str, Any]]:
         """Give the stages' states where no pass is under way."""
-        from streaming_balance.stream.running import saved_sample
-
         return [run.state_dict(saved_sample) for run in self._runs]
 
     def _check_continues(self, state: object) -> None:
@@ -484,8 +522,6 @@ class Stream:
 
     def _out(self, going: list[Fields]) -> Iterator[Fields]:
         """Finish dicts that leave the chain."""
-        from streaming_balance.stream.finishing import collated
-
         for finisher in self.finishers:
             going = [finisher(fields) for fields in going]
         if self.gives_batches:
@@ -535,8 +571,3 @@ def stream(
 def _by_name(values: Mapping[Any, Any] | None) -> Any:  # noqa: ANN401 - None stays None
     """Name classes by text, as shards do: 1 and "1" are the same."""
     return None if values is None else {str(name): value for name, value in values.items()}
-
-
-def _nothing_held(saved: object) -> Any:  # noqa: ANN401 - never gives anything
-    """Refuse to restore a sample where no pass is under way."""
-    raise ResumeError(f"the state holds {saved!r} between two passes; it is damaged.")

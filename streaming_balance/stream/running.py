@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from streaming_balance.errors import BalanceError, ResumeError
-from streaming_balance.plan.keys import stream_key
 from streaming_balance.stream.counts import StreamCounts
 from streaming_balance.stream.finishing import Fields, collated, finished
 from streaming_balance.stream.local import ShardFiles
@@ -93,10 +92,10 @@ class StreamRun(Iterator[Any]):
             self._offset, self._ordinal = int(state["offset"]), int(state["ordinal"])
             self.counts = StreamCounts.from_dict(state["counts"])
             self._ended = [bool(flag) for flag in state["ended"]]
-            self._queues = [deque(map(self._restored, queue)) for queue in state["queues"]]
-            self._going = [self._restored(sample) for sample in state["going"]]
+            self._queues = [deque(map(self.restored, queue)) for queue in state["queues"]]
+            self._going = [self.restored(sample) for sample in state["going"]]
             for run, saved in zip(self._runs, state["stages"], strict=True):
-                run.load_state_dict(saved, self._restored)
+                run.load_state_dict(saved, self.restored)
         except BalanceError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -153,10 +152,10 @@ class StreamRun(Iterator[Any]):
                     yield sample
             self._place, self._offset = self._place + 1, 0
 
-    def _restored(self, saved: Any) -> Any:  # noqa: ANN401 - a sample, or a list of them
+    def restored(self, saved: Any) -> Any:  # noqa: ANN401 - a sample, or a list of them
         """Give a held sample back: read again where it stands, or as it was kept."""
         if isinstance(saved, list):
-            return [self._restored(sample) for sample in saved]
+            return [self.restored(sample) for sample in saved]
         if "members" in saved:
             sample = _unpacked(saved)
         else:
@@ -206,8 +205,3 @@ def _unpacked(saved: Mapping[str, Any]) -> StreamSample:
         members,
         False,
     )
-
-
-def stage_seed(seed: int, number: int, name: str, part: int) -> int:
-    """Give the seed of one stage of a chain, of one reader, from the seed of the stream."""
-    return stream_key(seed, "stage", number, name, part) >> 64
