@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from streaming_balance.errors import ConfigError
 from streaming_balance.storage.members import StoredArray
@@ -84,3 +85,27 @@ class FiniteKept:
                 f"{np.finfo(self._wanted).max:g}, the largest of {self._wanted}: they would become "
                 "infinite. Use float32, and cast on the device."
             ) from error
+
+
+def check_request(row: NDArray[Any], member: StoredArray) -> None:
+    """Refuse a row that no crop, pad or cast of a stored array can fill.
+
+    Raises:
+        ConfigError: other channels or axes, a dtype that cannot hold its values, or no decoder.
+    """
+    if member.codec == "bytes":
+        raise ConfigError(
+            f"{member} has no decoder, so no row can be filled with it. `read` gives its bytes."
+        )
+    wanted = member.row_shape
+    if row.ndim != len(wanted) or row.shape[0] != wanted[0]:
+        raise ConfigError(
+            f"a row of out has shape {row.shape}, but {member} is stored as {wanted}: crop and "
+            f"pad change lengths in space, not channels or axes. Give rows ({wanted[0]}, "
+            f"{', '.join('DHW'[-len(wanted[1:]) :])})."
+        )
+    if row.dtype != member.dtype and not can_hold(row.dtype, member.dtype):
+        raise ConfigError(
+            f"out is {row.dtype}, but {member} is stored as {member.dtype}, which it cannot "
+            "hold. Ask for the stored dtype or for float32."
+        )

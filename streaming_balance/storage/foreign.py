@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from streaming_balance.storage.json_values import text_of, texts_of
+
 if TYPE_CHECKING:
     from streaming_balance.storage.manifest import ShardEntry
 
@@ -33,12 +35,12 @@ def read_foreign(entry: Mapping[str, Any]) -> Foreign:
     """
     if entry.keys() != set(Foreign.__dataclass_fields__):
         raise ValueError(f"foreign has the names {sorted(entry)}")
-    members, patient = entry["members"], entry["patient"]
-    texts = [entry["keys"], entry["label"], *members, *([] if patient is None else [patient])]
-    if not isinstance(members, list) or not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"foreign is {dict(entry)!r}; it holds texts and a list of texts")
+    patient = entry["patient"]
     return Foreign(
-        keys=entry["keys"], label=entry["label"], patient=patient, members=tuple(members)
+        keys=text_of(entry["keys"]),
+        label=text_of(entry["label"]),
+        patient=None if patient is None else text_of(patient),
+        members=texts_of(entry["members"]),
     )
 
 

@@ -20,6 +20,7 @@ from streaming_balance.storage.foreign import (
     check_foreign_shards,
     read_foreign,
 )
+from streaming_balance.storage.json_values import count_of, text_of, texts_of
 from streaming_balance.storage.labelling import Labelling
 from streaming_balance.storage.layout import (
     FORMAT_NAME,
@@ -298,25 +299,25 @@ def _manifest_from(body: Mapping[str, Any]) -> Manifest:
     if body.get("multi_label", True) is not True:
         raise ValueError(f"multi_label is {body['multi_label']!r}; it is true or not there")
     manifest = Manifest(
-        pack_id=_text(body["pack_id"]),
-        classes=_texts(body["classes"]),
+        pack_id=text_of(body["pack_id"]),
+        classes=texts_of(body["classes"]),
         multi_label="multi_label" in body,
         foreign=read_foreign(body["foreign"]) if "foreign" in body else None,
         splits=tuple(_split(name, entry) for name, entry in body["splits"].items()),
-        train_splits=_texts(body["train_splits"]),
-        codec=_text(body["codec"]),
-        columns=_texts(body["columns"]),
-        arrays=_texts(body["arrays"]),
+        train_splits=texts_of(body["train_splits"]),
+        codec=text_of(body["codec"]),
+        columns=texts_of(body["columns"]),
+        arrays=texts_of(body["arrays"]),
         shards=tuple(_shard(entry) for entry in body["shards"]),
         table=_table(body["table"]),
-        digest=_text(body["digest"]),
+        digest=text_of(body["digest"]),
         settings=dict(body["settings"]),
-        settings_digest=_text(body["settings_digest"]),
+        settings_digest=text_of(body["settings_digest"]),
         rejected=tuple(
-            Rejected(**{name: _text(value) for name, value in entry.items()})
+            Rejected(**{name: text_of(value) for name, value in entry.items()})
             for entry in body["rejected"]
         ),
-        found=_count(body["found"]),
+        found=count_of(body["found"]),
     )
     _check_consistency(manifest)
     return manifest
@@ -352,31 +353,31 @@ def _check_consistency(manifest: Manifest) -> None:
 def _split(name: str, entry: Mapping[str, Any]) -> SplitEntry:
     """Read one split's entry."""
     return SplitEntry(
-        name=name, samples=_count(entry["samples"]), patients=_count(entry["patients"])
+        name=name, samples=count_of(entry["samples"]), patients=count_of(entry["patients"])
     )
 
 
 def _shard(entry: Mapping[str, Any]) -> ShardEntry:
     """Read one shard's entry."""
     return ShardEntry(
-        name=_text(entry["name"]),
-        split=_text(entry["split"]),
-        bytes=_count(entry["bytes"]),
-        sha256=_text(entry["sha256"]),
-        samples=_count(entry["samples"]),
+        name=text_of(entry["name"]),
+        split=text_of(entry["split"]),
+        bytes=count_of(entry["bytes"]),
+        sha256=text_of(entry["sha256"]),
+        samples=count_of(entry["samples"]),
     )
 
 
 def _table(entry: Mapping[str, Any]) -> TableEntry:
     """Read the table's entry."""
     table = TableEntry(
-        name=_text(entry["name"]),
-        bytes=_count(entry["bytes"]),
-        rows=_count(entry["rows"]),
-        sha256=_text(entry["sha256"]),
-        block_rows=_count(entry["block_rows"]),
-        block_ends=tuple(_count(end) for end in entry["block_ends"]),
-        block_xxh3=_texts(entry["block_xxh3"]),
+        name=text_of(entry["name"]),
+        bytes=count_of(entry["bytes"]),
+        rows=count_of(entry["rows"]),
+        sha256=text_of(entry["sha256"]),
+        block_rows=count_of(entry["block_rows"]),
+        block_ends=tuple(count_of(end) for end in entry["block_ends"]),
+        block_xxh3=texts_of(entry["block_xxh3"]),
     )
     ends = table.block_ends
     if table.block_rows < 1 or len(ends) != -(-table.rows // table.block_rows):
@@ -386,24 +387,3 @@ def _table(entry: Mapping[str, Any]) -> TableEntry:
     if ends and ends[-1] != table.bytes:
         raise ValueError("the table's blocks do not end with the file")
     return table
-
-
-def _text(value: object) -> str:
-    """Give a string back, refuse the rest."""
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value
-
-
-def _texts(values: object) -> tuple[str, ...]:
-    """Give a list of different strings back as a tuple, refuse the rest."""
-    if not isinstance(values, list):
-        raise TypeError(f"{values!r} is no list")
-    return tuple(_text(value) for value in values)
-
-
-def _count(value: object) -> int:
-    """Give a number of things back, refuse the rest."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 62:
-        raise TypeError(f"{value!r} is no count")
-    return value

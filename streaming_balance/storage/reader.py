@@ -24,7 +24,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from streaming_balance.errors import ConfigError, ShardError, did_you_mean
-from streaming_balance.storage.casting import can_hold, finite_kept
+from streaming_balance.storage.casting import check_request, finite_kept
 from streaming_balance.storage.codecs import decode_into
 from streaming_balance.storage.descriptors import DescriptorPool, ExpectedFile
 from streaming_balance.storage.elsewhere import advice_for, remedy_for
@@ -214,7 +214,7 @@ class Reader:
     def _fill(self, row: AnyArray, sample: int, field: str) -> None:
         """Read one sample into its row, no finite value of which becomes infinite."""
         member = self._members.stored_array(sample, field)
-        self._check_request(row, member)
+        check_request(row, member)
         with finite_kept(row.dtype, member):
             self._fill_shortest(row, member, sample)
 
@@ -244,7 +244,7 @@ class Reader:
         self._pool.read(first.shard, [window.data], start, first)
         starts = run.offset - start
         if run.alike and out.shape[1:] == first.row_shape and not self._any_due(samples, field):
-            self._check_request(out[0], first)
+            check_request(out[0], first)
             frames = np.lib.stride_tricks.sliding_window_view(window, first.bytes)[starts]
             values = self._values_of(frames, samples, first)
             # A value beyond `out` is found again below, with the sample it belongs to.
@@ -253,7 +253,7 @@ class Reader:
                 return
         for place, begin in zip(places.tolist(), starts.tolist(), strict=True):
             member = self._members.stored_array(int(numbers[place]), field)
-            self._check_request(out[place], member)
+            check_request(out[place], member)
             frame = window[begin : begin + member.bytes]
             with finite_kept(out.dtype, member):
                 self._fill_from_memory(out[place], member, member.sample, frame)
@@ -378,25 +378,6 @@ class Reader:
                     f"the header says {header.dtype} {header.shape}, the table says "
                     f"{member.dtype} {member.shape}",
                 )
-            )
-
-    def _check_request(self, row: AnyArray, member: StoredArray) -> None:
-        """Refuse a row that no crop, pad or cast of the sample can fill."""
-        if member.codec == "bytes":
-            raise ConfigError(
-                f"{member} has no decoder, so no row can be filled with it. `read` gives its bytes."
-            )
-        wanted = member.row_shape
-        if row.ndim != len(wanted) or row.shape[0] != wanted[0]:
-            raise ConfigError(
-                f"a row of out has shape {row.shape}, but {member} is stored as {wanted}: crop and "
-                f"pad change lengths in space, not channels or axes. Give rows ({wanted[0]}, "
-                f"{', '.join('DHW'[-len(wanted[1:]) :])})."
-            )
-        if row.dtype != member.dtype and not can_hold(row.dtype, member.dtype):
-            raise ConfigError(
-                f"out is {row.dtype}, but {member} is stored as {member.dtype}, which it cannot "
-                "hold. Ask for the stored dtype or for float32."
             )
 
     def _damage(self, member: StoredArray, problem: str) -> str:

@@ -198,6 +198,21 @@ def test_a_tar_nearby_is_found_from_the_index_and_another_by_its_absolute_path(
     assert open_shards(tmp_path / out).read("train", 0)["image"].shape == (3, 4)
 
 
+def test_a_path_that_no_manifest_can_hold_is_refused(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "line\nbreak.tar", samples("P1"))
+    with pytest.raises(ConfigError, match="a path that no manifest can hold"):
+        index_shards(path, out=tmp_path / "i")
+
+
+def test_a_table_cut_short_is_refused_by_the_same_command(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", samples("P1"))
+    index_shards(path, out=tmp_path / "i")
+    (tmp_path / "i" / TABLE_NAME).write_bytes(b"")
+    with pytest.raises(ShardError, match=r"index is damaged.*--overwrite"):
+        index_shards(path, out=tmp_path / "i")
+    assert index_shards(path, out=tmp_path / "i", overwrite=True).indexed == 1
+
+
 def test_labels_may_be_nested_in_json_and_numbers_stay_numbers(tmp_path: Path) -> None:
     members = {}
     for key, grade in (("a", 10), ("b", 2), ("c", 2.0), ("d", "2")):
@@ -661,7 +676,7 @@ def test_a_manifest_that_says_impossible_things_of_shards_is_refused(
             "listed twice|two sizes or digests",
         ),
         (lambda body: body["foreign"].update(members=["cls", "cls"]), "listed twice"),
-        (lambda body: body["foreign"].update(members="cls"), "list of texts"),
+        (lambda body: body["foreign"].update(members="cls"), "is no list"),
         (lambda body: body["foreign"].update(more=1), "foreign has the names"),
     )
     for change, problem in changes:
