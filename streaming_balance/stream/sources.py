@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import IO, Literal, cast
 from urllib.parse import unquote, urlsplit
 
 from streaming_balance.errors import ConfigError, ShardError
@@ -27,8 +27,6 @@ from streaming_balance.stream.walking import TarBytes
 from streaming_balance.stream.web import WebStream
 
 SourceKind = Literal["file", "stdin", "object", "pipe", "web"]
-Urls = str | os.PathLike[str] | BinaryIO | Iterable[str | os.PathLike[str] | BinaryIO]
-
 DEFAULT_TIMEOUT_SECONDS = 60.0
 
 
@@ -42,7 +40,7 @@ class ShardSource:
     """Path, command or URL, with whatever is secret in it."""
     shown: str
     """The same as messages, samples and counts show it."""
-    file: BinaryIO | None = None
+    file: IO[bytes] | None = None
     """The file object of kind `object`, read from where it stands, and left open."""
 
     @property
@@ -54,6 +52,10 @@ class ShardSource:
         return f"ShardSource({self.kind}, {self.shown!r})"
 
 
+Url = str | os.PathLike[str] | IO[bytes] | ShardSource
+Urls = Url | Iterable[Url]
+
+
 def expand(urls: Urls, *, allow_pipe: bool = False) -> tuple[ShardSource, ...]:
     """Say which shards `urls` means, in order, without opening any.
 
@@ -61,7 +63,8 @@ def expand(urls: Urls, *, allow_pipe: bool = False) -> tuple[ShardSource, ...]:
         urls: one of these, or a sequence of them:
             a path, with `{000..012}` and `{a,b}` as in bash, and `*`, `?`, `[...]`, `**`;
             `file:` and a path; `http://` or `https://`, with braces; a binary file object;
-            `-` for standard input; `pipe:` and a program, with braces, run without a shell.
+            `-` for standard input; `pipe:` and a program, with braces, run without a shell; a
+            `ShardSource` that was expanded before.
         allow_pipe: whether `pipe:` may start programs. Leave it off for URLs others wrote.
 
     Returns:
@@ -110,7 +113,7 @@ def open_source(
 
 def _items(urls: Urls) -> Iterable[object]:
     """Give single addresses and file objects of whatever was passed."""
-    if isinstance(urls, str | os.PathLike) or hasattr(urls, "read"):
+    if isinstance(urls, str | os.PathLike | ShardSource) or hasattr(urls, "read"):
         return [urls]
     if isinstance(urls, Iterable) and not isinstance(urls, bytes | dict):
         return urls
@@ -124,7 +127,7 @@ def _expand_one(item: object, *, allow_pipe: bool) -> Sequence[ShardSource]:
     if isinstance(item, ShardSource):
         return [item]
     if hasattr(item, "read"):
-        file = cast(BinaryIO, item)
+        file = cast(IO[bytes], item)
         name = getattr(file, "name", None)
         shown = without_secrets(name) if isinstance(name, str) else f"<{type(file).__name__}>"
         return [ShardSource(kind="object", address="", shown=shown, file=file)]

@@ -164,7 +164,7 @@ def read_samples(
     *,
     on_error: OnError = "raise",
     keys: KeyRule = "webdataset",
-    wanted: Collection[str] = (),
+    wanted: Collection[str] | None = None,
     allow_pipe: bool = False,
     counts: StreamCounts | None = None,
 ) -> Iterator[StreamSample]:
@@ -174,7 +174,7 @@ def read_samples(
         urls: shards, as `expand` takes them.
         on_error: `raise` ends the stream at the first damage; `skip` leaves it out and counts.
         keys: `webdataset` cuts names at the first dot of the base name, `last_dot` at the last.
-        wanted: fields every sample must have, such as `image` and `cls`.
+        wanted: fields every sample must have, such as `image` and `cls`; None: any.
         allow_pipe: whether `pipe:` may start programs.
         counts: filled while reading; None keeps none.
 
@@ -199,7 +199,7 @@ def read_samples(
     """
     if isinstance(wanted, str):
         wanted = (wanted,)
-    rules = TarRules(on_error=on_error, keys=keys, wanted=frozenset(wanted))
+    rules = TarRules(on_error=on_error, keys=keys, wanted=frozenset(wanted or ()))
     return iter(SampleReader(expand(urls, allow_pipe=allow_pipe), rules=rules, counts=counts))
 
 

@@ -112,7 +112,7 @@ def test_mutated_headers_are_read_or_refused_and_nothing_else_happens(part: int)
     slowest = 0.0
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number, content in enumerate(mutated_tars(part, headers_per_part())):
-        started = time.perf_counter()
+        started = time.process_time()
         try:
             members = list(read_members(io.BytesIO(content)))
         except ShardError:
@@ -125,7 +125,7 @@ def test_mutated_headers_are_read_or_refused_and_nothing_else_happens(part: int)
             read += 1
             assert members[0].name == "P1.cls"
             assert sum(member.size for member in members) <= len(content)
-        slowest = max(slowest, time.perf_counter() - started)
+        slowest = max(slowest, time.process_time() - started)
     assert slowest < 1
     assert read > headers_per_part() // 20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # KiB

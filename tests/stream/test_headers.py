@@ -151,6 +151,14 @@ def test_a_prefix_stands_before_the_name_only_where_ustar_has_one() -> None:
     assert read_header(with_checksum(gnu[:345] + b"1".ljust(167, b"\0"))).name == b"P1.cls"
 
 
+def test_the_prefix_of_star_is_shorter_with_two_times_behind_it() -> None:
+    block = header(b"P1.cls", 1)
+    times = b"14000000000 14000000001 "
+    star = with_checksum(block[:345] + b"folder".ljust(131, b"\0") + times + bytes(8) + b"tar\0")
+    found = read_header(star)
+    assert (found.name, found.has_rest) == (b"folder/P1.cls", False)
+
+
 def test_the_sum_taken_from_adler_32_is_the_sum() -> None:
     generator = random.Random(5)
     for _ in range(2000):
