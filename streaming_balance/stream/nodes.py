@@ -39,40 +39,10 @@ class StreamDataset(IterableDataset[Any]):
         super().__init__()
         self._stream, self._rank, self._num_ranks, self._steps = stream, rank, num_ranks, steps
         self._mine: Stream | None = None
-        self._given = 0
-        self._saved: Mapping[str, Any] | None = None
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> _Epoch:
         """Give the rest of the epoch, or the next one."""
-        mine, steps = self._reader(), self._my_steps()
-        if steps is None:
-            yield from mine
-            return
-        empty_passes = 0
-        while self._given < steps:
-            before = self._given
-            for item in mine:
-                self._given += 1
-                yield item
-                if self._given >= steps:
-                    break
-            empty_passes = 0 if self._given > before else empty_passes + 1
-            if empty_passes > 1:
-                raise BalanceError(
-                    f"rank {self._rank} of {self._num_ranks} read its part of the stream and "
-                    f"nothing went on, so that it cannot give {steps} steps. Use fewer ranks or "
-                    f"workers, or more shards."
-                )
-        self._given = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Give the state of this reader, for StatefulDataLoader."""
-        return {"given": self._given, "stream": self._reader().state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a state of the same reader says."""
-        self._given = int(state["given"])
-        self._reader().load_state_dict(state["stream"])
+        return _Epoch(self._reader(), steps=self._my_steps(), whose=self._rank)
 
     def _reader(self) -> Stream:
         """Give this process's part of the stream, cut when it is first asked for."""
@@ -87,6 +57,51 @@ class StreamDataset(IterableDataset[Any]):
         """Give how many steps of an epoch fall to this worker."""
         worker, workers = _worker()
         return None if self._steps is None else list(chunks(self._steps, workers))[worker]
+
+
+class _Epoch(Iterator[Any]):
+    """What one reader gives in an epoch; StatefulDataLoader saves it in the worker.
+
+    Args:
+        stream: this reader's part.
+        steps: what it gives in an epoch; None: one pass, whatever that holds.
+        whose: the rank, for messages.
+    """
+
+    def __init__(self, stream: Stream, *, steps: int | None, whose: int) -> None:
+        self._stream, self._steps, self._whose = stream, steps, whose
+        self._given, self._ended = 0, False
+        self._pass = iter(stream)
+        self._empty_passes = 0
+
+    def __next__(self) -> Any:  # noqa: ANN401 - a sample or a batch
+        if self._ended or (self._steps is not None and self._given >= self._steps):
+            self._ended = True
+            raise StopIteration
+        for item in self._pass:
+            self._given, self._empty_passes = self._given + 1, 0
+            return item
+        if self._steps is None:
+            self._ended = True
+            raise StopIteration
+        self._empty_passes += 1
+        if self._empty_passes > 1:
+            raise BalanceError(
+                f"rank {self._whose} read its part of the stream and nothing went on, so that it "
+                f"cannot give {self._steps} steps. Use fewer ranks or workers, or more shards."
+            )
+        self._pass = iter(self._stream)
+        return next(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the state of this reader."""
+        return {"given": self._given, "ended": self._ended, "stream": self._stream.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a state of the same reader says."""
+        self._given, self._ended = int(state["given"]), bool(state["ended"])
+        self._stream.load_state_dict(state["stream"])
+        self._pass = iter(self._stream)
 
 
 class StreamNode(BaseNode[Any]):  # type: ignore[misc]  # torchdata has no types
