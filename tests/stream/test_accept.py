@@ -241,6 +241,26 @@ def test_the_phase_of_a_class_is_keyed_by_its_label_and_the_seed() -> None:
     assert len({tuple(kept(EVEN, {"HGG": 10, "LGG": 1}, seed)) for seed in range(40)}) >= 8
 
 
+def test_two_classes_of_one_rate_are_not_kept_in_step() -> None:
+    target = {"a": 1, "b": 1, "rare": 1}
+    counts = {"a": 10, "b": 10, "rare": 1}
+    firsts = set()
+    for seed in range(20):
+        run = Accept(target, frequencies=counts).begin(seed=seed)
+        kept = run.over(samples(["a"] * 10 + ["b"] * 10))
+        firsts.add(tuple(int(item.key[1:]) % 10 for item in kept))
+    assert any(first != second for first, second in firsts)
+
+
+def test_what_the_caller_does_to_a_mapping_later_changes_no_stage() -> None:
+    target, counts, added = {"HGG": 1.0, "LGG": 1.0}, {"HGG": 9, "LGG": 1}, {"HGG": 1, "LGG": 2}
+    stages = [Accept(target, frequencies=counts), Accept(target, pseudo_counts=added)]
+    before = [stage.settings for stage in stages]
+    for mapping in (target, counts, added):
+        mapping.clear()
+    assert [stage.settings for stage in stages] == before
+
+
 def test_the_label_alone_decides() -> None:
     class Sealed:
         def __init__(self, key: str, label: str) -> None:

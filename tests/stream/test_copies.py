@@ -68,3 +68,13 @@ def test_nobody_goes_on_again_before_half_of_the_others_did(copies: list[int], k
         last[chosen] = place
         if len(list(queue)) < len(copies):
             break
+
+
+@given(key=st.integers(0, 2**64), late=st.integers(1, 9))
+def test_samples_that_come_late_do_not_let_the_last_one_go_on_again(key: int, late: int) -> None:
+    # One large sample leaves room for several small ones, which come in behind the last to go on.
+    queue = queue_of([3], key)
+    queue.next()
+    for number in range(late):
+        queue.append(Pending(Sample(f"late{number}", "a"), 1))
+    assert queue.next().item.key != "s0"

@@ -51,3 +51,8 @@ def test_declared_frequencies_never_change() -> None:
     assert frequencies.sizes == {"a": Fraction(9, 10), "b": Fraction(1, 10), "c": 0}
     assert frequencies.met == {"a", "b"}
     assert frequencies.share("a") == pytest.approx(0.9)
+
+
+def test_a_class_declared_to_be_absent_is_not_met() -> None:
+    declared = {"a": 3.0, "b": 0.0}
+    assert ClassFrequencies("ab", declared=declared, window=1, pseudo_counts=1).met == {"a"}

@@ -189,6 +189,15 @@ def test_the_extra_copy_of_a_fraction_falls_to_others_in_another_pass() -> None:
     assert len(extra) > 1
 
 
+def test_what_a_pass_could_not_give_is_given_in_the_next() -> None:
+    stream = samples(["LGG"] * 7)
+    run = Repeat(EVEN, buffer_bytes=ROOM, frequencies={"HGG": 3, "LGG": 2}).begin(seed=1)
+    total = 0
+    for number in range(1, 101):
+        total += len(list(run.over(stream)))
+        assert abs(total - Fraction(21, 2) * number) <= 1 + ROUNDING
+
+
 def test_a_sample_larger_than_the_buffer_goes_on_at_once_with_its_copies() -> None:
     run = Repeat(EVEN, buffer_bytes=ROOM, frequencies={"HGG": 3, "LGG": 1}).begin()
     run.feed(Sample("small", "HGG"))
