@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from streaming_balance.stream.names import KeyRule
     from streaming_balance.stream.pipeline import Stream
-    from streaming_balance.stream.rules import OnError
+    from streaming_balance.stream.rules import OnError, UniqueKeys
     from streaming_balance.stream.sources import Urls
 
 
@@ -28,13 +28,20 @@ class _Callable(ModuleType):
         seed: int = 0,
         on_error: OnError = "raise",
         keys: KeyRule = "webdataset",
+        unique_keys: UniqueKeys = "stream",
         allow_pipe: bool = False,
     ) -> Stream:
         """Begin a chain: see `streaming_balance.stream.pipeline.stream`."""
         from streaming_balance.stream.pipeline import stream as begin
 
         return begin(
-            urls, label=label, seed=seed, on_error=on_error, keys=keys, allow_pipe=allow_pipe
+            urls,
+            label=label,
+            seed=seed,
+            on_error=on_error,
+            keys=keys,
+            unique_keys=unique_keys,
+            allow_pipe=allow_pipe,
         )
 
 

@@ -17,36 +17,37 @@ class DictItem:
     Args:
         fields: the sample; kept as it is.
         label: where its class stands, or None.
+
+    Raises:
+        ConfigError: it has no key.
     """
 
     def __init__(self, fields: Mapping[str, Any], label: str | None) -> None:
-        if "__key__" not in fields:
+        if not isinstance(fields, Mapping) or "__key__" not in fields:
             raise ConfigError(
-                f"a sample has no '__key__', only {', '.join(map(str, fields))}. Give samples as "
-                f"webdataset does."
+                f"a stream takes samples as webdataset gives them, dicts with '__key__', not a "
+                f"{type(fields).__name__}. Put the chain before to_tuple and batched."
             )
-        self.fields, self._label = fields, label
+        self._fields, self._label = fields, label
 
     @property
     def key(self) -> str:
         """Name of the sample."""
-        return str(self.fields["__key__"])
+        return str(self._fields["__key__"])
 
     @cached_property
     def label(self) -> str | None:
         """Class of the sample."""
-        return None if self._label is None else label_of_fields(self.fields, self._label)
+        return None if self._label is None else label_of_fields(self._fields, self._label)
 
     @cached_property
     def num_bytes(self) -> int:
         """Bytes of everything it holds, as far as can be told."""
-        return sum(_num_bytes(value) for value in self.fields.values())
+        return sum(_num_bytes(value) for value in self._fields.values())
 
-
-def fields_of(item: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - an item, or a list of them
-    """Give the dicts of what a stage gave."""
-    items = item if isinstance(item, list) else [item]
-    return [dict(one.fields) for one in items]
+    def to_dict(self) -> dict[str, Any]:
+        """Give the sample as it came, in a dict of its own."""
+        return dict(self._fields)
 
 
 def _num_bytes(value: object) -> int:

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from streaming_balance.errors import ShardError
 from streaming_balance.storage.codecs import decode_member
+from streaming_balance.stream.dicts import DictItem
 from streaming_balance.stream.samples import StreamSample
 
 Fields = dict[str, Any]
@@ -36,14 +38,28 @@ def decoded(fields: Fields) -> Fields:
         >>> decoded({"__key__": "P1", "cls": b"1", "json": b'{"age": 61}'})
         {'__key__': 'P1', 'cls': 1, 'json': {'age': 61}}
     """
-    return {
-        name: _decoded_member(name, value) if isinstance(value, bytes) else value
-        for name, value in fields.items()
-    }
+    try:
+        return {
+            name: _decoded_member(name, value) if isinstance(value, bytes) else value
+            for name, value in fields.items()
+        }
+    except (ValueError, RecursionError) as error:
+        raise ShardError(f"{_place_of(fields)} cannot be decoded: {error}.") from error
+    except ShardError as error:
+        error.add_note(f"in {_place_of(fields)}")
+        raise
 
 
-def finished(sample: StreamSample, finishers: Sequence[Finisher]) -> Fields:
-    """Read a sample that goes on, and do to it what was asked for."""
+def finished(sample: StreamSample | DictItem, finishers: Sequence[Finisher]) -> Fields:
+    """Read a sample that goes on, and do to it what was asked for.
+
+    Args:
+        sample: one that leaves the stages.
+        finishers: what to do, in order.
+
+    Returns:
+        Its fields, with `__label__` where its class was asked for.
+    """
     fields: Fields = dict(sample.to_dict())
     if sample.label is not None:
         fields["__label__"] = sample.label
@@ -55,9 +71,12 @@ def finished(sample: StreamSample, finishers: Sequence[Finisher]) -> Fields:
 def collated(samples: Sequence[Fields]) -> Fields:
     """Put samples together, name by name.
 
+    Args:
+        samples: at least one.
+
     Returns:
         A stacked array where all samples have arrays of one shape, an array of numbers where all
-        are numbers, a list otherwise.
+        are numbers, a list otherwise; None in it where a sample has no such field.
 
     Examples:
         >>> batch = collated([{"cls": 1, "__key__": "P1"}, {"cls": 0, "__key__": "P2"}])
@@ -85,8 +104,13 @@ def _decoded_member(name: str, stored: bytes) -> Any:  # noqa: ANN401 - whatever
 def _together(values: list[Any]) -> Any:  # noqa: ANN401 - an array or a list
     """Stack arrays of one shape and numbers; anything else is a list."""
     if all(isinstance(value, np.ndarray) for value in values):
-        shapes = {value.shape for value in values}
-        return np.stack(values) if len(shapes) == 1 else values
+        kinds = {(value.shape, value.dtype) for value in values}
+        return np.stack(values) if len(kinds) == 1 else values
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return np.array(values)
     return values
+
+
+def _place_of(fields: Fields) -> str:
+    """Say which sample this is."""
+    return f"{fields.get('__url__', 'a sample given')}: sample {fields.get('__key__')!r}"

@@ -1,192 +1,350 @@
-"""Streams as torch knows datasets: an IterableDataset, a node of torchdata, and a loader.
+"""Streams under PyTorch: an IterableDataset, a StatefulDataLoader over it, and a node.
 
-Ranks and workers are readers of one stream. Shards are dealt to them; where there are fewer shards
-than readers, samples are. What a reader thins out or repeats nobody knows beforehand, so readers
-end their passes at different steps: whoever trains on several ranks says how many steps an epoch
-has, and every reader goes on into its next pass until it has given its part of them.
+    loader = stream.to_loader(batch_size=8, num_workers=4, steps=500)     right under torchrun, too
+    node = stream.to_node()                                               for torchdata.nodes.Loader
+
+Ranks and worker processes share the shards: with at least as many shards as readers, shards are
+dealt; with fewer, samples are, and every reader walks all headers, but reads no payload twice.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.nodes import BaseNode
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from streaming_balance.errors import BalanceError, ConfigError
+from streaming_balance.errors import ConfigError, ResumeError
 from streaming_balance.plan.options import whole_number
-from streaming_balance.stream.dealing import chunks
-from streaming_balance.stream.pipeline import Stream
+
+if TYPE_CHECKING:
+    from streaming_balance.stream.pipeline import Stream
+
+Fields = dict[str, Any]
 
 
-class StreamDataset(IterableDataset[Any]):
-    """A stream as a dataset: right under ranks and under the workers of a DataLoader.
+class StreamDataset(IterableDataset[Fields]):
+    """A stream whose shards are shared by ranks and by the workers of a DataLoader.
+
+    Every iteration is one pass over this reader's part, or `steps` outputs. The next one goes on
+    where it ended. A DataLoader whose workers are not persistent starts them anew every epoch: call
+    `set_epoch` before each, as with torch's DistributedSampler; `Stream.to_loader` needs no call.
 
     Args:
-        stream: what to read; give the whole of it, it is dealt here.
-        rank: data-parallel rank.
-        num_ranks: number of data-parallel ranks.
-        steps: what this rank gives in an epoch, over all its workers; None: whatever a pass holds.
+        stream: what to give; it is copied, never moved.
+        rank: this rank; None: found in torch.distributed, or in RANK of the environment.
+        num_ranks: how many there are; None: found likewise, in WORLD_SIZE.
+        steps: outputs of this rank in an epoch, all workers together; None: one pass.
+
+    Raises:
+        ConfigError: rank and num_ranks contradict each other, or steps is no positive number.
     """
 
     def __init__(
-        self, stream: Stream, *, rank: int = 0, num_ranks: int = 1, steps: int | None = None
+        self,
+        stream: Stream,
+        *,
+        rank: int | None = None,
+        num_ranks: int | None = None,
+        steps: int | None = None,
     ) -> None:
         super().__init__()
-        self._stream, self._rank, self._num_ranks, self._steps = stream, rank, num_ranks, steps
-        self._mine: Stream | None = None
+        self._rank, self._num_ranks = find_ranks(rank, num_ranks)
+        self._steps = None if steps is None else _checked_steps(steps)
+        shared = stream.share(self._rank, self._num_ranks)
+        self._stream = shared if steps is None else shared.endless()
+        self._stream.set_epoch(stream.epoch)
+        self._epoch = 0
+        self._reader: _Reader | None = None
 
-    def __iter__(self) -> _Epoch:
-        """Give the rest of the epoch, or the next one."""
-        return _Epoch(self._reader(), steps=self._my_steps(), whose=self._rank)
+    def set_epoch(self, epoch: int) -> None:
+        """Say which pass comes next: workers started from now on begin with it.
 
-    def _reader(self) -> Stream:
-        """Give this process's part of the stream, cut when it is first asked for."""
-        if self._mine is None:
-            worker, workers = _worker()
-            self._mine = self._stream.share(
-                self._rank * workers + worker, self._num_ranks * workers
+        Args:
+            epoch: at least 0.
+        """
+        self._stream.set_epoch(epoch)
+        if self._reader is not None:
+            self._reader.stream.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Fields]:
+        """Go on with this process's part."""
+        if self._reader is None:
+            self._reader = self._begin()
+        return _Outputs(self._reader)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Travel to a worker process without what was opened."""
+        return {**self.__dict__, "_reader": None}
+
+    def _begin(self) -> _Reader:
+        """Give this process's part of the stream."""
+        worker = get_worker_info()
+        number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        steps = self._steps
+        if steps is not None and steps < count:
+            raise ConfigError(
+                f"steps is {steps}, and {count} workers share them: some would never read their "
+                f"shards. Use at most {steps} workers."
             )
-        return self._mine
+        epoch = self._stream.epoch
+        part = self._stream.share(number, count)
+        part.set_epoch(epoch)
+        # The first workers take one more each, in the order in which a DataLoader asks them.
+        quota = None if steps is None else steps // count + (number < steps % count)
+        return _Reader(part, quota)
 
-    def _my_steps(self) -> int | None:
-        """Give how many steps of an epoch fall to this worker."""
-        worker, workers = _worker()
-        return None if self._steps is None else list(chunks(self._steps, workers))[worker]
 
-
-class _Epoch(Iterator[Any]):
-    """What one reader gives in an epoch; StatefulDataLoader saves it in the worker.
+class _Reader:
+    """One process's part of a stream, and how far its epoch is.
 
     Args:
-        stream: this reader's part.
-        steps: what it gives in an epoch; None: one pass, whatever that holds.
-        whose: the rank, for messages.
+        stream: the part.
+        quota: outputs in an epoch; None: one pass.
     """
 
-    def __init__(self, stream: Stream, *, steps: int | None, whose: int) -> None:
-        self._stream, self._steps, self._whose = stream, steps, whose
-        self._given, self._ended = 0, False
-        self._pass = iter(stream)
-        self._empty_passes = 0
+    def __init__(self, stream: Stream, quota: int | None) -> None:
+        self.stream, self.quota = stream, quota
+        self.given = 0
 
-    def __next__(self) -> Any:  # noqa: ANN401 - a sample or a batch
-        if self._ended or (self._steps is not None and self._given >= self._steps):
-            self._ended = True
+
+class _Outputs:
+    """Iterates over one epoch of a reader; StatefulDataLoader saves and restores it."""
+
+    def __init__(self, reader: _Reader) -> None:
+        self._reader, self._rest = reader, iter(reader.stream)
+        self._has_ended = False
+
+    def __iter__(self) -> Iterator[Fields]:
+        return self
+
+    def __next__(self) -> Fields:
+        reader = self._reader
+        if self._has_ended:
             raise StopIteration
-        for item in self._pass:
-            self._given, self._empty_passes = self._given + 1, 0
-            return item
-        if self._steps is None:
-            self._ended = True
+        if reader.given == reader.quota:
+            self._has_ended, reader.given = True, 0
             raise StopIteration
-        self._empty_passes += 1
-        if self._empty_passes > 1:
-            raise BalanceError(
-                f"rank {self._whose} read its part of the stream and nothing went on, so that it "
-                f"cannot give {self._steps} steps. Use fewer ranks or workers, or more shards."
-            )
-        self._pass = iter(self._stream)
-        return next(self)
+        try:
+            output = next(self._rest)
+        except StopIteration:
+            self._has_ended, reader.given = True, 0
+            raise
+        except Exception:
+            # A generator that raised is over; the stream is not.
+            self._rest = iter(reader.stream)
+            raise
+        reader.given += 1
+        return output
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the state of this reader."""
-        return {"given": self._given, "ended": self._ended, "stream": self._stream.state_dict()}
+        """Give where the reader stands."""
+        return {
+            "given": self._reader.given,
+            "quota": self._reader.quota,
+            "has_ended": self._has_ended,
+            "stream": self._reader.stream.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a state of the same reader says."""
-        self._given, self._ended = int(state["given"]), bool(state["ended"])
-        self._stream.load_state_dict(state["stream"])
-        self._pass = iter(self._stream)
+        """Go on where a state says.
+
+        Raises:
+            ResumeError: it was taken with another number of steps, ranks or workers.
+        """
+        reader = self._reader
+        if state["quota"] != reader.quota:
+            raise ResumeError(
+                f"the state gives this reader {state['quota']} steps in an epoch, the loader "
+                f"{reader.quota}. Build the loader with the state's steps and num_workers."
+            )
+        reader.stream.load_state_dict(state["stream"])
+        reader.given, self._has_ended = int(state["given"]), bool(state["has_ended"])
+        self._rest = iter(reader.stream)
 
 
-class StreamNode(BaseNode[Any]):  # type: ignore[misc]  # torchdata has no types
-    """A stream as a node of torchdata; one pass is one epoch.
+class StreamLoader(StatefulDataLoader[Fields]):  # type: ignore[misc]  # torchdata has no types
+    """A StatefulDataLoader over a stream; build with `Stream.to_loader`.
+
+    Iterating again goes on where the training loop stopped: with the rest of an epoch that was left
+    by `break`, what workers had read ahead included, else with the next one.
+    """
+
+    def __iter__(self) -> Any:  # noqa: ANN401 - torch's iterator
+        """Go on with the epoch under way, or with the next one."""
+        under_way = self._iterator
+        if (
+            under_way is not None
+            and self.num_workers > 0
+            and not self._initial_iter_for_state_dict
+            and not under_way._finished
+        ):
+            # Workers are ahead of the loop: begin them anew where the loop stands.
+            self.load_state_dict(self.state_dict())
+        return super().__iter__()
+
+
+class StreamNode(BaseNode[Fields]):  # type: ignore[misc]  # torchdata has no types
+    """A stream as a source for `torchdata.nodes`.
+
+    As with all nodes, `reset()` begins: the next pass, or the same one again where it was left
+    early. `reset(state)` goes on where the state was taken.
 
     Args:
-        stream: what to read.
+        stream: what to give; the node moves it.
     """
 
     def __init__(self, stream: Stream) -> None:
         super().__init__()
         self._stream = stream
-        self._iterator: Iterator[Any] | None = None
+        self._beginning: dict[str, Any] | None = None
+        self._is_within = False
+        self._rest: Iterator[Fields] | None = None
 
     def reset(self, initial_state: dict[str, Any] | None = None) -> None:
-        """Begin the next pass, or go on where a state says."""
+        """Stand at the beginning of a pass, or where a state was taken.
+
+        Args:
+            initial_state: what `state_dict` gave.
+        """
         super().reset(initial_state)
         if initial_state is not None:
             self._stream.load_state_dict(initial_state["stream"])
-        elif self._iterator is not None:
-            self._stream.set_epoch(self._stream.epoch + self._stream.is_under_way)
-        self._iterator = iter(self._stream)
+            self._beginning = initial_state["beginning"]
+            self._is_within = bool(initial_state["is_within"])
+        elif self._is_within:
+            assert self._beginning is not None
+            self._stream.load_state_dict(self._beginning)
+            self._is_within = False
+        self._rest = None
 
-    def next(self) -> Any:  # noqa: ANN401 - a sample or a batch
-        """Give the next sample or batch."""
-        assert self._iterator is not None, "torchdata resets a node before it asks"
-        return next(self._iterator)
+    def next(self) -> Fields:
+        """Give the next output of the pass."""
+        if not self._is_within:
+            self._beginning, self._is_within = self._stream.state_dict(), True
+        if self._rest is None:
+            self._rest = iter(self._stream)
+        rest, self._rest = self._rest, None
+        try:
+            output = next(rest)
+        except StopIteration:
+            self._is_within = False
+            raise
+        self._rest = rest
+        return output
 
     def get_state(self) -> dict[str, Any]:
-        """Give the state of the stream."""
-        return {"stream": self._stream.state_dict()}
+        """Give where the stream stands, and where its pass began."""
+        return {
+            "stream": self._stream.state_dict(),
+            "beginning": self._beginning,
+            "is_within": self._is_within,
+        }
 
 
 def stream_loader(
     stream: Stream,
-    *,
     batch_size: int | None = None,
+    *,
     num_workers: int = 0,
     rank: int | None = None,
     num_ranks: int | None = None,
     steps: int | None = None,
-) -> StatefulDataLoader[Any]:
-    """Give a StatefulDataLoader over a stream: on ranks, in workers, saved and resumed.
+    prefetch_factor: int | None = None,
+    pin_memory: bool = False,
+    snapshot_every_n_steps: int = 1,
+) -> StreamLoader:
+    """Give a loader of tensors; its `state_dict` is exact, with any number of workers.
 
     Args:
-        stream: the whole stream.
-        batch_size: samples in a batch; None where the stream gives batches, or for samples.
-        num_workers: worker processes.
-        rank: data-parallel rank; None looks at torch.distributed, then at `RANK`.
-        num_ranks: number of data-parallel ranks; None looks there, too.
-        steps: batches (or samples, without any) of an epoch on each rank; needed on several ranks.
+        stream: what to give.
+        batch_size: samples in a batch; None where the stream gives batches, or samples are wanted.
+        num_workers: processes that read, decode and change samples; each has its own stages.
+        rank: this rank; None: found in torch.distributed, or in RANK of the environment.
+        num_ranks: how many there are; None: found likewise, in WORLD_SIZE.
+        steps: batches of every rank in an epoch, all of full size; readers go on into their next
+            pass as needed. None: an epoch is one pass; for a single rank only.
+        prefetch_factor: batches every worker reads ahead; None: as torch does.
+        pin_memory: whether batches come in pinned memory.
+        snapshot_every_n_steps: how often workers send their state; where they hold many samples,
+            make it rarer: resuming reads that many batches again.
 
     Raises:
-        ConfigError: several ranks and no `steps`, or a setting is wrong.
+        ConfigError: several ranks and no steps, or settings that contradict each other.
     """
-    found_rank, found_ranks = _ranks(rank, num_ranks)
-    if found_ranks > 1 and steps is None:
+    rank, num_ranks = find_ranks(rank, num_ranks)
+    if num_ranks > 1 and steps is None:
         raise ConfigError(
-            f"{found_ranks} ranks read a stream, and nobody knows beforehand how many batches each "
-            f"part gives: ranks would end at different steps, and collectives would hang. Say how "
-            f"many steps an epoch has with steps=: samples / ({found_ranks} x batch size), say."
+            f"{num_ranks} ranks share the stream, and steps is not given. A pass gives each another "
+            f"number of batches, nobody knows which beforehand, and collectives would hang where the "
+            f"first one ends. Give steps=, the batches of each rank in an epoch: samples that "
+            f"go on in a pass, divided by batch_size x num_ranks."
         )
-    count = None if steps is None else whole_number(steps)
-    if steps is not None and (count is None or count < 1):
-        raise ConfigError(f"steps is {steps!r}; it must be an integer of at least 1, or None.")
-    chain = stream if batch_size is None else stream.batch(batch_size)
-    dataset = StreamDataset(chain, rank=found_rank, num_ranks=found_ranks, steps=count)
-    return StatefulDataLoader(dataset, batch_size=None, num_workers=num_workers)
+    if batch_size is not None:
+        epoch = stream.epoch
+        stream = stream.batch(batch_size)
+        stream.set_epoch(epoch)
+    return StreamLoader(
+        stream.to_dataset(rank=rank, num_ranks=num_ranks, steps=steps),
+        batch_size=None,
+        num_workers=num_workers,
+        prefetch_factor=prefetch_factor,
+        pin_memory=pin_memory,
+        # What stages hold and learned goes on from epoch to epoch.
+        persistent_workers=num_workers > 0,
+        snapshot_every_n_steps=snapshot_every_n_steps,
+    )
 
 
-def _worker() -> tuple[int, int]:
-    """Give the number of this worker process, and how many there are."""
-    info = get_worker_info()
-    return (0, 1) if info is None else (info.id, info.num_workers)
+def find_ranks(rank: int | None, num_ranks: int | None) -> tuple[int, int]:
+    """Give this rank and the number of ranks.
 
+    Args:
+        rank: as the user gave it, or None to look it up.
+        num_ranks: as the user gave it, or None to look it up.
 
-def _ranks(rank: int | None, num_ranks: int | None) -> tuple[int, int]:
-    """Give rank and number of ranks: as given, of torch.distributed, of the environment."""
+    Returns:
+        The arguments; else those of an initialised `torch.distributed`; else `RANK` and
+        `WORLD_SIZE` of the environment, as torchrun sets them; else rank 0 of 1.
+
+    Raises:
+        ConfigError: only one of the two is known, or they contradict each other.
+
+    Examples:
+        >>> find_ranks(1, 4)
+        (1, 4)
+    """
+    found: tuple[Any, Any] = (rank, num_ranks)
     if rank is None and num_ranks is None:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return torch.distributed.get_rank(), torch.distributed.get_world_size()
-        rank, num_ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if rank is None or num_ranks is None or not 0 <= rank < num_ranks:
+        found = (os.environ.get("RANK"), os.environ.get("WORLD_SIZE"))
+        if found == (None, None):
+            return 0, 1
+    number, count = _number(found[0]), _number(found[1])
+    if number is None or count is None or not 0 <= number < count:
         raise ConfigError(
-            f"rank is {rank} and num_ranks is {num_ranks}; give both, with rank in "
-            f"0..num_ranks-1, or neither to have them looked up."
+            f"rank is {found[0]!r} and num_ranks is {found[1]!r}; both are integers, and rank must "
+            f"lie in 0..num_ranks-1. Give both, or neither to take them from torch.distributed or "
+            f"from RANK and WORLD_SIZE."
         )
-    return rank, num_ranks
+    return number, count
+
+
+def _number(value: object) -> int | None:
+    """Give a whole number, written as text perhaps; None where it is none."""
+    if isinstance(value, str):
+        return int(value) if value.isdecimal() else None
+    return whole_number(value)
+
+
+def _checked_steps(steps: object) -> int:
+    """Refuse a number of steps that is none."""
+    number = whole_number(steps)
+    if number is None or number < 1:
+        raise ConfigError(f"steps is {steps!r}; it must be an integer of at least 1.")
+    return number

@@ -1,207 +1,227 @@
-"""One pass of a stream at work: pulled sample by sample, and saved at any of them."""
+"""A stream at work, pass after pass: pulled output by output, and saved at any of them."""
 
 from __future__ import annotations
 
-import base64
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Mapping
+from typing import Any
 
-from streaming_balance.errors import BalanceError, ResumeError
+from streaming_balance.errors import BalanceError, ConfigError, ResumeError, ShardError
+from streaming_balance.stream.chain import ChainRun
 from streaming_balance.stream.counts import StreamCounts
 from streaming_balance.stream.finishing import Fields, collated, finished
+from streaming_balance.stream.held import HeldSamples, restorer
 from streaming_balance.stream.local import ShardFiles
-from streaming_balance.stream.samples import Payload, Place, StreamSample
-from streaming_balance.stream.stages import StageRun
-from streaming_balance.stream.tarstream import SampleReader, read_place
+from streaming_balance.stream.reading import Reading
+from streaming_balance.stream.recipe import Recipe
+from streaming_balance.stream.sample_labels import label_of_sample
+from streaming_balance.stream.samples import StreamSample
 
-if TYPE_CHECKING:
-    from streaming_balance.stream.pipeline import Stream
+# A pass may be worth less than one batch, and the next one goes on from there; but whoever gives
+# nothing for this long never will.
+MOST_EMPTY_PASSES = 100
 
 
-class StreamRun(Iterator[Any]):
-    """Iterates over one pass of a stream.
+class StreamRun:
+    """Goes through a recipe.
 
     Args:
-        stream: what to read, and what to do with it.
-        epoch: number of the pass; keys the order of shards.
-        files: opens shards; the caller closes them.
-        runs: the stages at work; they go on from pass to pass.
+        recipe: what to read, and what to do with it.
+        first_epoch: the pass to begin with.
     """
 
-    def __init__(
-        self, stream: Stream, *, epoch: int, files: ShardFiles, runs: Sequence[StageRun[Any, Any]]
-    ) -> None:
-        self._stream, self.epoch, self._files, self._runs = stream, epoch, files, runs
+    def __init__(self, recipe: Recipe, *, first_epoch: int = 0) -> None:
+        self.recipe, self.first_epoch = recipe, first_epoch
+        self.epoch = first_epoch
+        """The pass that is under way, or comes next."""
+        self.files = ShardFiles()
+        """Opens the shards."""
         self.counts = StreamCounts()
-        """What was read of the shards in this pass."""
-        self.delivered = 0
-        """What this pass gave so far: samples, or batches."""
-        self._order = stream.part.shards(
-            stream.sources, seed=stream.seed, epoch=epoch, shuffled=stream.shuffled_shards
-        )
-        self._place, self._offset, self._ordinal = 0, 0, 0
-        # What a stage gave and the next one has not taken yet; the last one is what goes out.
-        self._queues: list[deque[Any]] = [deque() for _ in range(len(runs) + 1)]
-        self._ended = [False] * (len(runs) + 1)
+        """What was read of the shards, in all passes."""
+        self.num_taken = 0
+        """Samples that were this reader's, in all passes."""
+        self.num_unlabelled = 0
+        """Samples left out because their class cannot be read."""
+        self.num_delivered = 0
+        """Samples that went out."""
+        self._chain = ChainRun(recipe.begin_stages(first_epoch))
+        self.spent: set[int] = set()
+        """Shards that passed by and cannot be opened again."""
+        self._reading: Reading | None = None
         # On its way out: what fails while it is finished comes again.
         self._going: list[StreamSample] = []
-        self._source: Iterator[StreamSample] | None = None
+        # Read, and perhaps without a class that can be read: it comes again, too.
+        self._arrived: StreamSample | None = None
+        self._observer = recipe.observer
 
-    def __iter__(self) -> Self:
-        return self
+    def next_output(self) -> Fields | None:
+        """Give the next sample or batch; None once at the end of every pass.
 
-    def __next__(self) -> Any:  # noqa: ANN401 - a sample or a batch
-        size = self._stream.batch_size or 1
+        Raises:
+            ConfigError: the shards passed by and cannot be read again, or give nothing for ever.
+            ShardError: a shard is damaged.
+        """
+        size = self.recipe.batch_size or 1
+        empty_passes = 0
         while len(self._going) < size:
-            item = self._pull(len(self._runs))
-            if item is None:
+            item = self._chain.pull(self._read)
+            if item is not None:
+                self._going += item if isinstance(item, list) else [item]
+                empty_passes = 0
+                continue
+            if not self.recipe.endless and self._going:
                 break
-            self._going += item if isinstance(item, list) else [item]
-        if not self._going:
-            raise StopIteration
-        output = self._finished(self._going)
+            read_none = self._end_pass()
+            if not self.recipe.endless:
+                return None
+            empty_passes += 1
+            if read_none or empty_passes > MOST_EMPTY_PASSES:
+                raise self._gives_nothing(read_none=read_none)
+        samples = [finished(sample, self.recipe.finishers) for sample in self._going]
+        output = collated(samples) if self.recipe.gives_batches else samples[0]
+        self.num_delivered += len(self._going)
         self._going = []
-        self.delivered += 1
         return output
 
     def state_dict(self) -> dict[str, Any]:
         """Give everything needed to go on after what was given last."""
+        held = HeldSamples()
         return {
             "epoch": self.epoch,
-            "delivered": self.delivered,
-            "place": self._place,
-            "offset": self._offset,
-            "ordinal": self._ordinal,
+            "first_epoch": self.first_epoch,
+            "reading": None if self._reading is None else self._reading.state(),
             "counts": self.counts.to_dict(),
-            "ended": list(self._ended),
-            "queues": [[saved_sample(item) for item in queue] for queue in self._queues],
-            "going": [saved_sample(sample) for sample in self._going],
-            "stages": [run.state_dict(saved_sample) for run in self._runs],
+            "taken": self.num_taken,
+            "unlabelled": self.num_unlabelled,
+            "delivered": self.num_delivered,
+            "chain": self._chain.state(held.save),
+            "going": [held.save(sample) for sample in self._going],
+            "arrived": None if self._arrived is None else held.save(self._arrived),
+            "samples": held.saved,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a state says.
+        """Go on where a state says; the run must be fresh, and of the state's `first_epoch`.
 
         Raises:
             ResumeError: it is damaged, or of other stages.
             ShardError: a sample that was held cannot be read again.
         """
         try:
-            self.delivered, self._place = int(state["delivered"]), int(state["place"])
-            self._offset, self._ordinal = int(state["offset"]), int(state["ordinal"])
-            self.counts = StreamCounts.from_dict(state["counts"])
-            self._ended = [bool(flag) for flag in state["ended"]]
-            self._queues = [deque(map(self.restored, queue)) for queue in state["queues"]]
-            self._going = [self.restored(sample) for sample in state["going"]]
-            for run, saved in zip(self._runs, state["stages"], strict=True):
-                run.load_state_dict(saved, self.restored)
+            self._load(state)
         except BalanceError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise ResumeError(
                 f"the state of the stream is damaged ({type(error).__name__}: {error}); it must "
                 f"be what state_dict() gave. Use an earlier checkpoint."
             ) from error
 
-    def _finished(self, going: list[StreamSample]) -> Fields:
-        """Decode, change and collate what goes out."""
-        samples = [finished(sample, self._stream.finishers) for sample in going]
-        return collated(samples) if self._stream.gives_batches else samples[0]
+    def stats(self) -> dict[str, Any]:
+        """Give the counts of the shards, of the whole chain, and of every stage, over all passes.
 
-    def _pull(self, level: int) -> Any:  # noqa: ANN401 - what the stage below gives; None at the end
-        """Give the next item that leaves the stages below `level`; None when the pass has ended."""
-        queue = self._queues[level]
-        while not queue:
-            if self._ended[level]:
-                return None
-            if level == 0:
-                sample = next(self._samples(), None)
-                if sample is None:
-                    self._ended[0] = True
-                    return None
-                return sample
-            run = self._runs[level - 1]
-            item = self._pull(level - 1)
-            if item is None:
-                queue.extend(run.finish())
-                self._ended[level] = True
-            else:
-                queue.extend(run.feed(item))
-        return queue.popleft()
-
-    def _samples(self) -> Iterator[StreamSample]:
-        """Give the iterator over what is read, made on first use."""
-        if self._source is None:
-            self._source = self._read()
-        return self._source
-
-    def _read(self) -> Iterator[StreamSample]:
-        """Read this reader's samples from where it stands, each with its label."""
-        stream = self._stream
-        reader = SampleReader(
-            stream.sources, rules=stream.rules, counts=self.counts, files=self._files
+        Returns:
+            `epoch`; `read`, the counts of the shards (see `StreamCounts`); `totals`, in which
+            read + copies = delivered + rejected + buffered samples, and the shards delivered
+            read + unlabelled + left_to_others; and `stages` in the order of the chain.
+        """
+        stages = self._chain.stats()
+        copies, rejected, buffered = (
+            sum(stage[name] for stage in stages) for name in ("copies", "rejected", "buffered")
         )
-        deals_samples = stream.part.deals_samples(stream.sources)
-        while self._place < len(self._order):
-            for sample in reader.shard(self._order[self._place], start=self._offset):
-                ordinal, self._ordinal = self._ordinal, self._ordinal + 1
-                self._offset = sample.stop
-                if stream.part.takes(ordinal, deals_samples=deals_samples):
-                    sample.label = None if stream.label_of is None else stream.label_of(sample)
-                    yield sample
-            self._place, self._offset = self._place + 1, 0
-
-    def restored(self, saved: Any) -> Any:  # noqa: ANN401 - a sample, or a list of them
-        """Give a held sample back: read again where it stands, or as it was kept."""
-        if isinstance(saved, list):
-            return [self.restored(sample) for sample in saved]
-        if "members" in saved:
-            sample = _unpacked(saved)
-        else:
-            place = Place(**{name: saved[name] for name in ("url", "shard", "offset", "stop")})
-            sample = read_place(place, self._files, rules=self._stream.rules)
-        if sample.key != saved["key"]:
-            raise ResumeError(
-                f"{saved['url']}: sample {saved['key']!r} stood at byte {saved['offset']}, and now "
-                f"{sample.key!r} does. The shard was changed since: start again."
-            )
-        sample.label = saved["label"]
-        return sample
-
-
-def saved_sample(item: Any) -> Any:  # noqa: ANN401 - plain values
-    """Turn a held sample into plain values from which it can be had again."""
-    if isinstance(item, list):
-        return [saved_sample(sample) for sample in item]
-    saved = {
-        "key": item.key,
-        "url": item.url,
-        "shard": item.shard,
-        "offset": item.offset,
-        "stop": item.stop,
-        "label": item.label,
-    }
-    if item.place is None:
-        saved["members"] = {
-            field: [payload.name, base64.b64encode(payload.read()).decode("ascii")]
-            for field, payload in item.members.items()
+        on_its_way = self._chain.num_waiting + len(self._going) + (self._arrived is not None)
+        return {
+            "epoch": self.epoch,
+            "read": self.counts.to_dict(),
+            "totals": {
+                "read": self.num_taken - self.num_unlabelled,
+                "copies": copies,
+                "delivered": self.num_delivered,
+                "rejected": rejected,
+                "buffered": buffered + on_its_way,
+                "unlabelled": self.num_unlabelled,
+                "left_to_others": self.counts.samples_delivered - self.num_taken,
+            },
+            "stages": stages,
         }
-    return saved
 
+    def _read(self) -> StreamSample | None:
+        """Read the next sample of the pass that can be used, with its label."""
+        if self._reading is None:
+            self._reading = Reading(
+                self.recipe,
+                epoch=self.epoch,
+                files=self.files,
+                counts=self.counts,
+                spent=self.spent,
+            )
+        while (sample := self._arrived or self._reading.read()) is not None:
+            if self._arrived is None:
+                self._arrived, self.num_taken = sample, self.num_taken + 1
+            if self._observer is not None:
+                self._observer.add(sample)
+            is_usable = self._label(sample)
+            self._arrived = None
+            if is_usable:
+                return sample
+        if self._observer is not None:
+            self._observer.finish()
+            self._observer = None
+        return None
 
-def _unpacked(saved: Mapping[str, Any]) -> StreamSample:
-    """Make a sample of what was kept whole."""
-    members = {}
-    for field, (name, encoded) in saved["members"].items():
-        held = base64.b64decode(encoded, validate=True)
-        members[field] = Payload(name, len(held), held)
-    return StreamSample(
-        saved["key"],
-        saved["url"],
-        saved["shard"],
-        saved["offset"],
-        saved["stop"],
-        members,
-        False,
-    )
+    def _label(self, sample: StreamSample) -> bool:
+        """Find the class of a sample; say whether the sample can be used."""
+        recipe = self.recipe
+        if recipe.label is None:
+            return True
+        try:
+            sample.label = label_of_sample(sample, recipe.label, required=recipe.needs_labels)
+        except ShardError:
+            if recipe.rules.on_error == "raise":
+                raise
+            self.num_unlabelled += 1
+            return False
+        return True
+
+    def _end_pass(self) -> bool:
+        """Stand before the next pass; say whether this one had no sample at all."""
+        read_none = self._reading is None or self._reading.num_taken == 0
+        self._chain.begin_pass()
+        self._reading = None
+        self.epoch += 1
+        return read_none
+
+    def _gives_nothing(self, *, read_none: bool) -> ConfigError:
+        """Give the error for a stream that would read for ever without giving anything."""
+        part = self.recipe.part
+        if read_none:
+            return ConfigError(
+                f"reader {part.number} of {part.count} (ranks x workers) found no sample in pass "
+                f"{self.epoch - 1}. Use fewer readers, or shards with more samples."
+            )
+        return ConfigError(
+            f"{MOST_EMPTY_PASSES} passes were read and nothing went on. Check the target and the "
+            f"labels; stats() says what became of the samples."
+        )
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        if state["reading"] is not None and self._observer is not None:
+            raise ResumeError(
+                "tee: the state stands within a pass whose beginning this observer has not seen. "
+                "Start the pass again, or resume without tee."
+            )
+        recipe = self.recipe
+        restore = restorer(state["samples"], recipe.sources, self.files, recipe.tar_rules)
+        self.epoch = int(state["epoch"])
+        self.counts = StreamCounts.from_dict(state["counts"])
+        self.num_taken, self.num_unlabelled = int(state["taken"]), int(state["unlabelled"])
+        self.num_delivered = int(state["delivered"])
+        self._chain.load(state["chain"], restore)
+        self._going = [restore(number) for number in state["going"]]
+        if state["arrived"] is not None:
+            self._arrived = restore(state["arrived"])
+        if state["reading"] is not None:
+            self._reading = Reading(
+                recipe, epoch=self.epoch, files=self.files, counts=self.counts, spent=self.spent
+            )
+            self._reading.load(state["reading"])

@@ -65,7 +65,7 @@ def test_a_stage_alone_takes_any_iterable() -> None:
     samples = [{"__key__": f"P{n}", "cls": str(n % 4 // 3).encode()} for n in range(40)]
     chain = sb.stream([]).accept({"0": 1, "1": 1}, frequencies={"0": 3, "1": 1})
     assert Counter(sample["cls"] for sample in chain(samples)) == {b"0": 10, b"1": 10}
-    assert Accept({"0": 1, "1": 1}, frequencies={"0": 3, "1": 1}) == chain.stages[0]
+    assert Accept({"0": 1, "1": 1}, frequencies={"0": 3, "1": 1}) == chain.recipe.stages[0]
 
 
 def test_our_shards_are_decoded_by_webdataset_and_by_our_stream_alike() -> None:
