@@ -62,6 +62,21 @@ def test_a_shard_changed_before_its_volumes_were_read_is_an_error(
     assert samples[1].members["image"].read() == VOLUME
 
 
+def test_a_shard_replaced_between_two_passes_is_an_error(tmp_path: Path) -> None:
+    url = put(tmp_path, tar_of(COHORT))
+    with ShardFiles() as files:
+        assert contents(list(SampleReader(expand(url), files=files))) == COHORT
+        assert contents(list(SampleReader(expand(url), files=files))) == COHORT
+    with ShardFiles(max_open_files=1) as files:
+        other = put(tmp_path, tar_of(COHORT), "other.tar")
+        list(SampleReader(expand(url), files=files))
+        list(SampleReader(expand(other), files=files))
+        (tmp_path / "copy").write_bytes(tar_of({"P9.image": VOLUME, **COHORT}))
+        (tmp_path / "copy").replace(url)
+        with pytest.raises(ShardError, match=r"shard\.tar"):
+            list(SampleReader(expand(url), files=files))
+
+
 def test_a_shard_cut_while_it_is_open_is_an_error(tmp_path: Path) -> None:
     path = Path(put(tmp_path, tar_of(COHORT)))
     samples = read_samples(str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import resource
 import subprocess
 import sys
@@ -303,6 +304,25 @@ def test_greedy_headers_cost_neither_memory_nor_time(
             list(read_members(source))
     assert time.process_time() - started < 2  # both sources
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # KiB
+
+
+def test_memory_follows_what_arrives_not_what_a_header_claims() -> None:
+    """A pipe says 7 GiB will come, to a process that may have two."""
+    program = (
+        "import resource, sys\n"
+        "from streaming_balance.stream.tarstream import read_samples\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))\n"
+        "list(read_samples('-'))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program],
+        input=header(b"P1.image", 7 << 30) + bytes(1 << 20),
+        capture_output=True,
+        check=False,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+    )
+    assert b"ShardError" in answer.stderr
+    assert b"the stream ends at 1049088: it was cut" in answer.stderr
 
 
 def test_members_over_the_cap_are_refused_and_can_be_left_out(tmp_path: Path) -> None:
