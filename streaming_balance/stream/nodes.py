@@ -280,8 +280,8 @@ def stream_loader(
     if num_ranks > 1 and steps is None:
         raise ConfigError(
             f"{num_ranks} ranks share the stream, and steps is not given. A pass gives each another "
-            f"number of batches, nobody knows which beforehand, and collectives would hang where the "
-            f"first one ends. Give steps=, the batches of each rank in an epoch: samples that "
+            f"number of batches, nobody knows which beforehand, and collectives would hang where "
+            f"the first one ends. Give steps=, the batches of each rank in an epoch: samples that "
             f"go on in a pass, divided by batch_size x num_ranks."
         )
     if batch_size is not None:
