@@ -69,7 +69,7 @@ soak: $(VENV)/.test-ready  ## the exhaustive tests: hours rather than minutes
 
 fuzz: $(VENV)/.test-ready  ## property tests of everything that reads untrusted bytes, with 1000 x the examples
 	$(INSTALLED_PYTHON) -m pytest -n $(TEST_PROCESSES) --hypothesis-profile=fuzz --timeout=0 \
-		tests/storage tests/ingest tests/test_config.py
+		tests/storage tests/ingest tests/stream tests/test_config.py
 
 clean:  ## remove what make made, .venv included
 	rm -rf .venv demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build dist

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, cast
 
 from streaming_balance.errors import ConfigError, ShardError
 from streaming_balance.ingest.foreign_labels import LabelSource
@@ -151,13 +151,10 @@ def _finished(out: Path, rules: IndexRules, paths: Sequence[Path]) -> IndexRepor
     return None if manifest is None else index_report(manifest, (), is_new=False)
 
 
-def _refuse_remote(urls: Urls) -> list[str | os.PathLike[str] | BinaryIO]:
+def _refuse_remote(urls: Urls) -> list[Any]:
     """Say of addresses that need another way of reading what to do, before they are expanded."""
-    listed: list[str | os.PathLike[str] | BinaryIO]
-    if isinstance(urls, str | os.PathLike) or hasattr(urls, "read"):
-        listed = [cast("str | os.PathLike[str] | BinaryIO", urls)]
-    else:
-        listed = list(urls)
+    alone = isinstance(urls, str | os.PathLike | ShardSource) or hasattr(urls, "read")
+    listed: list[Any] = [urls] if alone else list(cast(Iterable[Any], urls))
     for url in listed:
         is_remote = isinstance(url, str) and (
             url == "-" or url.startswith("pipe:") or ("://" in url and not url.startswith("file:"))

@@ -227,7 +227,8 @@ def test_a_module_that_keeps_the_rules_is_left_alone(module: str, source: str) -
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in SOURCES if path.name == "__init__.py"],
+    # `stream` is a function of the root, too, and importing the package would hide it.
+    [path for path in SOURCES if path.name == "__init__.py" and path.parent.name != "stream"],
     ids=lambda path: str(path.relative_to(PROJECT_ROOT)),
 )
 def test_a_package_init_holds_its_docstring_and_nothing_else(path: Path) -> None:
