@@ -279,10 +279,10 @@ def stream_loader(
     rank, num_ranks = find_ranks(rank, num_ranks)
     if num_ranks > 1 and steps is None:
         raise ConfigError(
-            f"{num_ranks} ranks share the stream, and steps is not given. A pass gives each another "
-            f"number of batches, nobody knows which beforehand, and collectives would hang where "
-            f"the first one ends. Give steps=, the batches of each rank in an epoch: samples that "
-            f"go on in a pass, divided by batch_size x num_ranks."
+            f"{num_ranks} ranks share the stream, and steps is not given. Each gets another number "
+            f"of batches from a pass, nobody knows which beforehand, and collectives would hang "
+            f"where the first one ends. Give steps=, the batches of each rank in an epoch: samples "
+            f"that go on in a pass, divided by batch_size x num_ranks."
         )
     if batch_size is not None:
         epoch = stream.epoch
