@@ -100,8 +100,8 @@ class PlannedSteps(Frozen):
         """List who may stand in for the sample at a slot of a global batch, best first.
 
         The reserve of a class is its patients that are not in the batch (under unit: sample,
-        their samples), in keyed order. Of the q slots of the class, the i-th tries places i, i + q, i + 2q
-        and so on, so that no two slots ever take the same one.
+        their samples), in keyed order. Of the q slots of the class, the i-th tries places i, i + q,
+        i + 2q and so on, so that no two slots ever take the same one.
 
         Args:
             epoch: at least 0.
