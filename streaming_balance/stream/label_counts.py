@@ -10,7 +10,7 @@ from streaming_balance.errors import BalanceError, ConfigError
 from streaming_balance.stream.local import ShardFiles
 from streaming_balance.stream.reservoir import MOST_CLASSES
 from streaming_balance.stream.rules import TarRules
-from streaming_balance.stream.sample_labels import label_of_fields
+from streaming_balance.stream.sample_labels import check_label, label_field, label_of_fields
 from streaming_balance.stream.sources import ShardSource
 from streaming_balance.stream.tarstream import SampleReader
 
@@ -37,6 +37,7 @@ def count_labels(
         >>> count_labels(expand("shards/demo/train-*.tar"), label="cls")
         {'0': 4, '1': 10}
     """
+    check_label(label)
     for source in sources:
         if not source.can_repeat:
             raise ConfigError(
@@ -44,7 +45,7 @@ def count_labels(
                 f"frequent they are, or which there are, by name: LGG=75,HGG=210."
             )
     chosen = TarRules() if rules is None else rules
-    field = label.partition(":")[0]
+    field = label_field(label)
     strict = replace(chosen, wanted=chosen.wanted | {field})
     counts: Counter[str] = Counter()
     with ShardFiles() as files:
