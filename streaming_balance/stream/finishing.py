@@ -60,8 +60,11 @@ def finished(sample: StreamSample | DictItem, finishers: tuple[Finisher, ...]) -
     Returns:
         Its fields, with `__label__` where its class was asked for.
     """
-    decodes_first = isinstance(sample, StreamSample) and finishers[:1] == (decoded,)
-    fields = _read_in_place(sample) if decodes_first else dict(sample.to_dict())
+    fields: Fields
+    if isinstance(sample, StreamSample) and finishers[:1] == (decoded,):
+        fields = _read_in_place(sample)
+    else:
+        fields = dict(sample.to_dict())
     if sample.label is not None:
         fields["__label__"] = sample.label
     for finisher in finishers:

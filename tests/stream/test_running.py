@@ -257,6 +257,16 @@ def test_plain_arrays_are_read_into_memory_of_their_own(
             assert sample["npy"].flags.aligned
 
 
+def test_a_stream_that_begins_with_a_later_pass_shuffles_otherwise(shards: Path) -> None:
+    def order(epoch: int) -> list[str]:
+        stream = stream_of(shards).shuffle(1 << 20, shards=False)
+        stream.set_epoch(epoch)
+        return [item["__key__"] for item in stream]
+
+    assert order(0) != order(5)
+    assert order(5) == order(5)
+
+
 class Builder:
     """Writes down what it is shown, as the builder of an index does."""
 
