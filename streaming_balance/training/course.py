@@ -156,8 +156,7 @@ class Course(Standing):
             for place in (saved.position, *(end for jump in saved.skipped for end in jump)):
                 plan.batch_size(place.epoch, place.step)
             plan.batch(saved.position.epoch, saved.position.step)
-            for record in saved.substitutions:
-                plan.batch(record.epoch, record.step)[record.slot]
+            _check_records(plan, saved.substitutions)
         except (IndexError, OverflowError) as error:
             raise ResumeError(
                 f"the state stands at {saved.position} and jumped {saved.skipped}, and something "
@@ -194,3 +193,23 @@ class Course(Standing):
         self.plan, self.position, self._skipped = plan, Position(where.epoch, 0), ()
         self._past = Past(carried_from=CarriedFrom(state=saved, ordinals=ordinals))
         self._records = []
+
+
+def _check_records(plan: BalancedPlan, records: Iterable[Substitution]) -> None:
+    """Refuse records of samples that the plan does not have where they say.
+
+    Raises:
+        IndexError: names the first place that is not the plan's.
+    """
+    for record in records:
+        planned = int(plan.batch(record.epoch, record.step)[record.slot])
+        if record.sample != planned:
+            raise IndexError(
+                f"a substitution names sample {record.sample} at epoch {record.epoch}, step "
+                f"{record.step}, slot {record.slot}, where the plan has {planned}"
+            )
+        if record.substitute >= plan.num_samples:
+            raise IndexError(
+                f"sample {record.substitute} stood in at epoch {record.epoch}, step {record.step}, "
+                f"but there are {plan.num_samples}"
+            )

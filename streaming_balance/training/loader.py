@@ -123,9 +123,10 @@ class BalancedLoader(PlannedLoader):
         """Continue a run where its state says, on any number of ranks.
 
         With `carry_exposure` the run goes on under this loader's plan, which may have another
-        strategy, seed, batch size or exclusions: first come those who had no turn yet in the
-        current pass of their class under the old plan, in the old order, then the new plan's own
-        passes. The epoch of the state begins anew, and from here on turns are compared.
+        strategy, seed, batch size or exclusions, or with another mixing: first come those who had
+        no turn yet in the current pass of their class under the old plan, in the old order, then
+        the new plan's own passes. The epoch of the state begins anew, and from here on turns are
+        compared.
 
         Args:
             state: what `state_dict` gave, perhaps passed through JSON or `torch.save`.
@@ -141,7 +142,8 @@ class BalancedLoader(PlannedLoader):
         tables = [self._shards]
         if isinstance(carry_exposure, ShardSet):
             tables.append(carry_exposure)
-        if carry_exposure and not self._is_this_run(saved):
+        same_mixing = saved.mixing == self._course.state().mixing
+        if carry_exposure and not (self._is_this_run(saved) and same_mixing):
             self._course.carry_over(saved, old=plan_of(saved, tables))
             return
         if not saved.complete:

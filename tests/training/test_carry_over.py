@@ -121,6 +121,21 @@ def test_the_same_plan_is_continued_exactly_although_carrying_was_allowed(shards
         assert loader.state_dict()["carried_from"] is None
 
 
+def test_another_mixing_goes_on_from_a_run_too_and_each_has_its_own(shards: ShardSet) -> None:
+    state = left_at(shards, 5)
+    with (
+        loader_of(shards, mixing={"name": "mixup"}) as loader,
+        pytest.raises(ResumeError, match=r"mixing: state has None.*carry_exposure=True"),
+    ):
+        loader.load_state_dict(state)
+    with loader_of(shards, mixing={"name": "mixup"}) as loader:
+        loader.load_state_dict(state, carry_exposure=True)
+        take(loader, 3)
+        carried = loader.state_dict()
+    assert carried["mixing"]["name"] == "mixup"
+    assert carried["carried_from"]["state"] == state
+
+
 def test_without_asking_another_plan_is_refused_and_the_way_out_named(shards: ShardSet) -> None:
     with (
         loader_of(shards, seed=8) as loader,

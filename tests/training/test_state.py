@@ -159,6 +159,12 @@ def damaged(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, A
     return apply
 
 
+def record(**changes: int) -> dict[str, Any]:
+    """Give a sound record of the first slot of the first batch, but for some entries."""
+    sound = {"epoch": 0, "step": 0, "slot": 0, "sample": 9, "substitute": 5}
+    return sound | changes | {"reason": "cut"}
+
+
 DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
     **{
         f"without {name}": damaged(lambda s, name=name: s.pop(name))  # type: ignore[misc]
@@ -182,10 +188,21 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "skipped a number": damaged(lambda s: s.update(skipped=3)),
     "skipped cut": damaged(lambda s: s.update(skipped=[{"from": [0, 1]}])),
     "skipped past the epoch": damaged(lambda s: s.update(skipped=[{"from": [0, 4], "to": [1, 0]}])),
+    "a record of another sample": damaged(lambda s: s.update(substitutions=[record(sample=10**6)])),
+    "a record of nobody standing in": damaged(
+        lambda s: s.update(substitutions=[record(substitute=10**6)])
+    ),
     "settings a list": damaged(lambda s: s.update(settings=[])),
     "digest a number": damaged(lambda s: s.update(plan_digest=3)),
     "digest flipped": damaged(lambda s: s.update(plan_digest="0" * 32)),
 }
+
+
+def test_a_record_of_what_the_plan_has_is_taken_over(small: ShardSet) -> None:
+    loader = loader_of(small)
+    state = loader.state_dict() | {"substitutions": [record()]}
+    loader.load_state_dict(state)
+    assert loader.state_dict() == state
 
 
 @pytest.mark.parametrize("name", DAMAGE)
