@@ -49,8 +49,9 @@ def _print_tables(summary: TarSummary, source: str) -> None:
     """Print what tars hold for people."""
     counts = summary.counts
     shown = "standard input" if source == "-" else source
+    print(f"{shown}: {counts.samples_delivered:,} samples, {with_unit(counts.bytes_read)}")
     print_table(
-        f"{shown}: {counts.samples_delivered:,} samples, {with_unit(counts.bytes_read)}",
+        "",
         ("field", "members", "stored", "shapes"),
         (
             (

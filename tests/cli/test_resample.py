@@ -160,6 +160,30 @@ def test_an_index_of_the_new_shards_is_a_data_set(call: Call, tars: Path, tmp_pa
     assert call("verify", tmp_path / "index", "--json").document["ok"]
 
 
+def test_real_shards_of_others_are_evened_out_and_read_by_gnu_tar(
+    call: Call, shared_data: Path, tmp_path: Path
+) -> None:
+    source = shared_data / "wds_tar" / "W02_wdsjl_sample" / "sample.tar"
+    out = tmp_path / "out"
+    options = ("--repeat", "--target", "uniform", "--out", out, "--json")
+    record = call("resample", source, *options).document
+    # Ten digits, the most frequent one 14 times.
+    assert record["counts"]["written"] == 140
+    assert {entry["realised_share"] for entry in record["classes"].values()} == {0.1}
+    unpacked = tmp_path / "unpacked"
+    unpacked.mkdir()
+    subprocess.run(
+        ["tar", "--extract", "--file", out / "train-000000.tar", "--directory", unpacked],
+        check=True,
+    )
+    originals = members(source)
+    found = {path.relative_to(unpacked).as_posix(): path for path in unpacked.rglob("*.*")}
+    assert len(found) == 2 * 140
+    for name, path in found.items():
+        key, dot, field = name.partition(".")
+        assert path.read_bytes() == originals[key.partition("__copy")[0] + dot + field]
+
+
 def test_standard_input_is_resampled_in_one_pass(tars: Path, tmp_path: Path) -> None:
     program = "import sys; from streaming_balance.cli.app import run; sys.exit(run(sys.argv[1:]))"
     options = ["--reservoir", "--size", "4", *LABEL, "--out", str(tmp_path / "out"), "--json"]
