@@ -150,8 +150,11 @@ def _print_exceptions(audit: Audit) -> None:
     """Print what was mixed, replaced, left out, or is not known."""
     if audit.mixing is not None:
         partners = sum(audit.as_partner.values())
-        settings = ", ".join(f"{name} {value}" for name, value in audit.mixing.items())
-        print(f"mixing: {settings}")
+        for number, leg in enumerate(audit.legs):
+            if leg.mixing is not None:
+                of = f" of leg {number}" if len(audit.legs) > 1 else ""
+                settings = ", ".join(f"{name} {value}" for name, value in leg.mixing.items())
+                print(f"mixing{of}: {settings}")
         print(f"mixed into others: {partners:,} samples, which seen, least and most count, too")
     if audit.not_audited:
         print(

@@ -86,6 +86,8 @@ class LegSummary:
     """BLAKE2b-256 of the state's canonical JSON."""
     settings: Mapping[str, Any]
     """The plan's settings in clear."""
+    mixing: Mapping[str, Any] | None
+    """How its batches were mixed: name, alpha, probability."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +113,7 @@ class Audit:
     complete: bool
     """Whether the substitutions of all ranks are known; if not, counts may be off by those."""
     mixing: Mapping[str, Any] | None
-    """How batches were mixed: name, alpha, probability."""
+    """How batches were mixed in the last leg that mixed any; `legs` has that of each."""
     not_audited: tuple[str, ...]
     """Settings that may have changed who was seen in ways that nothing records."""
     classes: Mapping[str, ClassExposure]
@@ -252,6 +254,7 @@ def _absent(run: Run) -> tuple[str, ...]:
 
 def _summary(leg: Leg, tally: Tally) -> LegSummary:
     """Sum a leg up."""
+    mixing = leg.state.mixing
     return LegSummary(
         start=_pair(stretches(leg.state)[0]),
         stop=(leg.state.position.epoch, leg.state.position.step),
@@ -266,6 +269,7 @@ def _summary(leg: Leg, tally: Tally) -> LegSummary:
         table_digest=leg.shards.manifest.table.sha256,
         state_digest=leg.saved.digest,
         settings=leg.plan.settings,
+        mixing=None if mixing is None else mixing.settings(),
     )
 
 

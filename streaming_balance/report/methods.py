@@ -178,15 +178,25 @@ def _amount(leg: LegSummary) -> str:
 
 def _exceptions(audit: Audit, tallies: Tallies) -> list[str]:
     """Say who was left out, replaced or mixed."""
-    sentences = [*_exclusions(tallies), _replacements(audit, tallies)]
-    if audit.mixing is not None:
-        how = _strategy(audit.mixing)
-        sentences.append(f"Batches were mixed by {how}, samples with others of their batch.")
+    sentences = [*_exclusions(tallies), _replacements(audit, tallies), *_mixings(audit)]
     if audit.not_audited:
         sentences.append(
             f"A {joined(audit.not_audited)} of the user's own changed batches, and what it did is "
             f"recorded nowhere."
         )
+    return sentences
+
+
+def _mixings(audit: Audit) -> list[str]:
+    """Say how each plan's batches were mixed."""
+    sentences = []
+    for number, leg in enumerate(audit.legs):
+        if leg.mixing is not None:
+            of = f" of plan {number + 1}" if len(audit.legs) > 1 else ""
+            how = _strategy(leg.mixing)
+            sentences.append(
+                f"Batches{of} were mixed by {how}, samples with others of their batch."
+            )
     return sentences
 
 

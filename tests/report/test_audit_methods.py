@@ -92,6 +92,24 @@ def test_balancing_exclusions_and_mixing_are_told(several: ShardSet) -> None:
     assert "No damaged sample was replaced." in text
 
 
+def test_each_plan_s_own_mixing_is_told_and_no_other(plain: ShardSet) -> None:
+    balanced: dict[str, Any] = {"balance": "class_balanced"}
+    _, state = trained(plain, 1, **balanced, mixing={"name": "cutmix", "alpha": 0.5})
+    for options in ({"seed": 6}, {"seed": 7, "mixing": {"name": "mixup"}}):
+        (loader,) = build(plain, 1, balanced | options)
+        loader.load_state_dict(state, carry_exposure=True)
+        Witness().train([loader], 2)
+        state = loader.state_dict()
+        loader.close()
+    tallies = tallied(plain, state)
+    text = paragraph(tallies)
+    assert "Batches of plan 1 were mixed by cutmix (alpha: 0.5, probability: 1.0), samples" in text
+    assert "Batches of plan 3 were mixed by mixup (alpha: 1.0, probability: 1.0), samples" in text
+    assert text.count("were mixed") == 2
+    mixings = [leg.mixing and leg.mixing["name"] for leg in audit_of(tallies).legs]
+    assert mixings == ["cutmix", None, "mixup"]
+
+
 def test_one_of_anything_is_told_in_the_singular(tmp_path: Path) -> None:
     samples = [
         Sample(key=name, image=voxels(number), patient=name, label=label)
