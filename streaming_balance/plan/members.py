@@ -156,6 +156,15 @@ class ClassTable:
     """`(G,)` the values of the strata columns of each group; None without strata."""
     membership: NDArray[np.bool_] | None = None
     """`(N, K)` which labels each sample has, where all are drawn from one group; else None."""
+    patient_numbers: NDArray[np.intp] | None = None
+    """`(N,)` number of each sample's patient, where units are samples and patients have several."""
+
+    def of_same_patients(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """List these samples, and all others of their patients where units are samples."""
+        if self.patient_numbers is None:
+            return samples
+        mine = np.isin(self.patient_numbers, self.patient_numbers[samples])
+        return np.flatnonzero(mine).astype(np.int64)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -293,6 +302,7 @@ def class_table(
         digest=table_digest(cells, classes, patients, keys, excluded),
         strata=cells.strata,
         membership=cells.membership,
+        patient_numbers=None if by_patient or owner is None or len(ids) == len(codes) else owner,
     )
 
 

@@ -99,8 +99,8 @@ class PlannedSteps(Frozen):
     def substitutes(self, epoch: int, step: int, slot: int) -> NDArray[np.int64]:
         """List who may stand in for the sample at a slot of a global batch, best first.
 
-        The reserve of a class is its patients (samples, under unit: sample) that are not in the
-        batch, in keyed order. Of the q slots of the class, the i-th tries places i, i + q, i + 2q
+        The reserve of a class is its patients that are not in the batch (under unit: sample, their
+        samples), in keyed order. Of the q slots of the class, the i-th tries places i, i + q, i + 2q
         and so on, so that no two slots ever take the same one.
 
         Args:
@@ -122,7 +122,7 @@ class PlannedSteps(Frozen):
                 if place < len(drawn[number]):
                     waiting = reserve(
                         self._draws.members[number],
-                        np.concatenate(drawn),
+                        self._table.of_same_patients(np.concatenate(drawn)),
                         seed=self.seed,
                         epoch=epoch,
                         step=step,

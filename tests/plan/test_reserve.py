@@ -91,6 +91,20 @@ def test_a_patient_stands_in_with_one_of_its_own_samples_and_not_always_the_same
     assert {len(samples) for samples in shown.values()} == {3}
 
 
+def test_under_unit_sample_nobody_of_a_patient_in_the_batch_stands_in() -> None:
+    patients = [f"P{number // 2}" for number in range(30)]
+    plan = plan_of({"name": "class_balanced", "unit": "sample"}, patients=patients)
+    offered = 0
+    for epoch in range(5):
+        for step in range(plan.num_steps(epoch)):
+            here = {patients[number] for number in plan.batch(epoch, step)}
+            for slot in range(6):
+                candidates = plan.substitutes(epoch, step, slot).tolist()
+                assert not here & {patients[number] for number in candidates}
+                offered += len(candidates)
+    assert offered
+
+
 def test_nobody_is_left_where_the_batch_holds_the_whole_class() -> None:
     plan = BalancedPlan.from_labels(["a"] * 2 + ["b"] * 9, global_batch_size=4)
     labels = ["a" if number < 2 else "b" for number in plan.batch(0, 0)]
