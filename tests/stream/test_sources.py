@@ -172,6 +172,7 @@ SECRETS = {
     "pipe:curl https://me:hunter2@host/a.tar?token=hunter2": "pipe:curl https://host/a.tar?...",
     "pipe:curl -H 'Authorization: hunter2' https://host/a.tar": "pipe:curl ... https://host/a.tar",
     "pipe:fetch --password hunter2": "pipe:fetch ...",
+    "pipe:fetch --password ./hunter2": "pipe:fetch ...",
     "pipe:fetch --password hunter2 shards/a.tar": "pipe:fetch ... shards/a.tar",
     "pipe:fetch --password=hunter2/a": "pipe:fetch ...",
     "pipe:fetch hunter2": "pipe:fetch ...",
