@@ -17,6 +17,7 @@ from streaming_balance.cli.index import index
 from streaming_balance.cli.inspect import inspect
 from streaming_balance.cli.pack import pack
 from streaming_balance.cli.plan import plan
+from streaming_balance.cli.resample import resample
 from streaming_balance.cli.verify import verify
 from streaming_balance.errors import BalanceError, ConfigError, ResumeError
 
@@ -35,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for _command in (pack, index, verify, inspect, plan, audit, demo):
+for _command in (pack, index, resample, verify, inspect, plan, audit, demo):
     app.command()(_command)
 
 

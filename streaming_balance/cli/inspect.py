@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from streaming_balance.cli.answers import print_json, print_table, with_unit
-from streaming_balance.cli.options import AsJson, DataSet
+from streaming_balance.cli.inspect_stream import inspect_stream, names_tars
+from streaming_balance.cli.options import AsJson
 
 if TYPE_CHECKING:
     from streaming_balance.storage.shards import ShardSet
@@ -16,17 +20,45 @@ if TYPE_CHECKING:
 SHAPES_SHOWN = 5
 
 
-def inspect(folder: DataSet, as_json: AsJson = False) -> None:
-    """Say what a data set holds, without reading a volume.
+def inspect(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR|TAR|-",
+            help="Folder of a data set; or anybody's tars: a path, a pattern, an address, or - for "
+            "standard input.",
+            show_default=False,
+        ),
+    ],
+    label: Annotated[
+        str, typer.Option(metavar="cls|json:FIELD", help="Of tars: where labels are.")
+    ] = "cls",
+    allow_pipe: Annotated[
+        bool, typer.Option("--allow-pipe", help="Of tars: let pipe: start programs.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a data set, or any tar, holds, without reading a volume.
 
-    Per split: samples, patients, bytes, classes, shapes; for the data set: codecs, modalities'
-    arrays, columns, content digest, and what was found but not packed.
+    Of a data set, per split: samples, patients, bytes, classes, shapes; for all of it: codecs,
+    modalities' arrays, columns, content digest, and what was found but not packed. Of tars:
+    samples, members, bytes, classes, shapes, and where they are damaged. Exits with 1 if they are.
 
     \b
     Examples:
       streaming-balance inspect cohort
       streaming-balance inspect cohort --json
+      cat x.tar | streaming-balance inspect -
     """
+    # What names neither a folder nor tars is most likely a folder that is not there.
+    if Path(source).is_dir() or not names_tars(source):
+        _inspect_data_set(Path(source), as_json=as_json)
+    else:
+        inspect_stream(source, label=label, allow_pipe=allow_pipe, as_json=as_json)
+
+
+def _inspect_data_set(folder: Path, *, as_json: bool) -> None:
+    """Say what the manifest and the sample table of a folder say."""
     from streaming_balance.storage.shards import open_shards
 
     shards = open_shards(folder)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from streaming_balance.errors import ShardError
-from streaming_balance.storage.codecs import decode_member
+from streaming_balance.storage.codecs import checked_header, decode_member
 from streaming_balance.stream.dicts import DictItem
-from streaming_balance.stream.samples import StreamSample
+from streaming_balance.stream.samples import Payload, StreamSample
 
 Fields = dict[str, Any]
 Finisher = Callable[[Fields], Fields]
@@ -50,7 +50,7 @@ def decoded(fields: Fields) -> Fields:
         raise
 
 
-def finished(sample: StreamSample | DictItem, finishers: Sequence[Finisher]) -> Fields:
+def finished(sample: StreamSample | DictItem, finishers: tuple[Finisher, ...]) -> Fields:
     """Read a sample that goes on, and do to it what was asked for.
 
     Args:
@@ -60,7 +60,11 @@ def finished(sample: StreamSample | DictItem, finishers: Sequence[Finisher]) -> 
     Returns:
         Its fields, with `__label__` where its class was asked for.
     """
-    fields: Fields = dict(sample.to_dict())
+    fields: Fields
+    if isinstance(sample, StreamSample) and finishers[:1] == (decoded,):
+        fields = _read_in_place(sample)
+    else:
+        fields = dict(sample.to_dict())
     if sample.label is not None:
         fields["__label__"] = sample.label
     for finisher in finishers:
@@ -85,6 +89,30 @@ def collated(samples: Sequence[Fields]) -> Fields:
     """
     names = dict.fromkeys(name for sample in samples for name in sample)
     return {name: _together([sample.get(name) for sample in samples]) for name in names}
+
+
+def _read_in_place(sample: StreamSample) -> Fields:
+    """Read a sample that will be decoded, plain arrays straight into the memory they keep."""
+    fields: Fields = {"__key__": sample.key, "__url__": sample.url}
+    for name, payload in sample.members.items():
+        is_plain = name.rpartition(".")[2] == "npy" and not payload.is_held
+        fields[name] = _array_in_place(payload, fields) if is_plain else payload.read()
+    return fields
+
+
+def _array_in_place(payload: Payload, fields: Fields) -> np.ndarray[Any, Any]:
+    """Read a member into new memory, and give the array in it."""
+    stored = np.empty(payload.size, dtype=np.uint8)
+    payload.read_into(stored.data)
+    try:
+        header = checked_header(stored.data, "npy")
+    except ShardError as error:
+        error.add_note(f"in {_place_of(fields)}")
+        raise
+    values = stored[header.header_bytes :]
+    # Others than numpy write headers of any length, and torch takes no unaligned array.
+    values = values if header.header_bytes % header.dtype.itemsize == 0 else values.copy()
+    return values.view(header.dtype).reshape(header.shape)
 
 
 def _decoded_member(name: str, stored: bytes) -> Any:  # noqa: ANN401 - whatever the member holds

@@ -116,7 +116,8 @@ class _Outputs:
     """Iterates over one epoch of a reader; StatefulDataLoader saves and restores it."""
 
     def __init__(self, reader: _Reader) -> None:
-        self._reader, self._rest = reader, iter(reader.stream)
+        self._reader = reader
+        self._rest: Iterator[Fields] | None = None
         self._has_ended = False
 
     def __iter__(self) -> Iterator[Fields]:
@@ -124,20 +125,16 @@ class _Outputs:
 
     def __next__(self) -> Fields:
         reader = self._reader
-        if self._has_ended:
-            raise StopIteration
-        if reader.given == reader.quota:
+        output = None
+        if not self._has_ended and reader.given != reader.quota:
+            rest = self._rest or iter(reader.stream)
+            # An iterator that raised is over; the stream is not.
+            self._rest = None
+            output = next(rest, None)
+            self._rest = rest
+        if output is None:
             self._has_ended, reader.given = True, 0
             raise StopIteration
-        try:
-            output = next(self._rest)
-        except StopIteration:
-            self._has_ended, reader.given = True, 0
-            raise
-        except Exception:
-            # A generator that raised is over; the stream is not.
-            self._rest = iter(reader.stream)
-            raise
         reader.given += 1
         return output
 
@@ -164,7 +161,7 @@ class _Outputs:
             )
         reader.stream.load_state_dict(state["stream"])
         reader.given, self._has_ended = int(state["given"]), bool(state["has_ended"])
-        self._rest = iter(reader.stream)
+        self._rest = None
 
 
 class StreamLoader(StatefulDataLoader[Fields]):  # type: ignore[misc]  # torchdata has no types
@@ -226,14 +223,12 @@ class StreamNode(BaseNode[Fields]):  # type: ignore[misc]  # torchdata has no ty
         """Give the next output of the pass."""
         if not self._is_within:
             self._beginning, self._is_within = self._stream.state_dict(), True
-        if self._rest is None:
-            self._rest = iter(self._stream)
-        rest, self._rest = self._rest, None
-        try:
-            output = next(rest)
-        except StopIteration:
+        rest = self._rest or iter(self._stream)
+        self._rest = None
+        output = next(rest, None)
+        if output is None:
             self._is_within = False
-            raise
+            raise StopIteration
         self._rest = rest
         return output
 

@@ -30,6 +30,9 @@ from streaming_balance.stream.stages import (
 )
 
 MOST_PER_READ = 1024
+# Quotas are counted anew after so many batches: from any earlier one a restored run finds the next,
+# and what the quotas remember of the way stays small.
+ERA_BATCHES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +46,8 @@ class Replay(Stage):
 
     A class that has not appeared yet is left out, and the others share its part; from then on,
     as long as the same classes are known, the samples of a class number within 1 of its share of
-    all batches. With `wait_for_classes` no batch goes on before all classes appeared; what is read
-    until then fills the rings and is worth nothing.
+    all batches, a million batches at a time. With `wait_for_classes` no batch goes on before all
+    classes appeared; what is read until then fills the rings and is worth nothing.
 
     A sample larger than its class's part of the buffer is an error: it could not be delivered.
 
@@ -116,7 +119,7 @@ class Replay(Stage):
 
 
 class _Era:
-    """A time in which the same classes are known: what its batches hold.
+    """A time in which the same classes are known, up to `ERA_BATCHES`: what its batches hold.
 
     Args:
         shares: label -> share, of the known classes; they sum to 1.
@@ -231,7 +234,7 @@ class ReplayRun(StageRun[Item, list[Item]]):
         return lost
 
     def _begin_era(self) -> None:
-        """Share the batches out anew, now that another class is known."""
+        """Share the batches out anew among the classes that are known now."""
         known = [label for label, ring in self._rings.items() if len(ring)]
         self._eras.append(self._era_of(known))
 
@@ -255,6 +258,8 @@ class ReplayRun(StageRun[Item, list[Item]]):
     def _next_batch(self) -> list[Item]:
         """Take every class's quota out of its ring, and put the batch in keyed order."""
         batch: list[Item] = []
+        if self._eras[-1].batches >= ERA_BATCHES:
+            self._begin_era()
         for label, quota in self._eras[-1].next_quotas().items():
             tally, ring = self._by_class[label], self._rings[label]
             for _ in range(quota):

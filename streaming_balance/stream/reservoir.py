@@ -207,7 +207,7 @@ class ReservoirRun(StageRun[Item, Item]):
 
         Raises:
             ConfigError: an unknown label, a sample larger than `class_bytes`, no weight; or a
-                window ended short, where that was to raise.
+                window ended short, where that was to raise: that sample is counted.
         """
         label = item.label
         if label is None or not self._is_welcome(label, item.key):

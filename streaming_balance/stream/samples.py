@@ -78,6 +78,17 @@ class Payload:
         assert self._file is not None
         return self._file.read(self._offset, self.size, self.name)
 
+    def start(self, count: int) -> bytes:
+        """Give the first `count` bytes, or all where there are fewer.
+
+        Raises:
+            ShardError: the shard was cut, replaced or closed since its headers were read.
+        """
+        if self._held is not None:
+            return self._held[:count]
+        assert self._file is not None
+        return self._file.read(self._offset, min(count, self.size), self.name)
+
     def read_into(self, out: memoryview) -> None:
         """Fill `out`, one-dimensional and of `size` bytes, which stays the caller's.
 

@@ -72,6 +72,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+# torchdata 0.11 calls what newer releases of torch would rather not have called.
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
+# webdataset leaves the shards it read open.
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <_io.FileIO:pytest.PytestUnraisableExceptionWarning"
+)
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_block_runs(
     document: Path,

@@ -11,6 +11,7 @@ import pytest
 import webdataset
 
 import streaming_balance as sb
+from streaming_balance.ingest.index_builder import IndexBuilder
 from streaming_balance.stream.accept import Accept
 
 # webdataset leaves files to the garbage collector.
@@ -75,3 +76,19 @@ def test_our_shards_are_decoded_by_webdataset_and_by_our_stream_alike() -> None:
     for mine, other in zip(ours, others, strict=True):
         np.testing.assert_array_equal(mine["image.npb"], other["image.npb"])
         assert (mine["__key__"], mine["cls"]) == (other["__key__"], other["cls"])
+
+
+def test_a_stream_writes_the_index_that_makes_its_second_pass_exact(
+    shards: str, tmp_path: Path
+) -> None:
+    chain = sb.stream(shards)
+    with IndexBuilder(tmp_path / "left") as builder:
+        next(iter(chain.tee(builder)))
+    assert not list((tmp_path / "left").glob("*.json"))
+    with IndexBuilder(tmp_path / "index") as builder:
+        list(chain.tee(builder).accept({0: 1, 1: 1}))
+    indexed = sb.open_shards(tmp_path / "index")
+    assert sorted(indexed.keys("train")) == [f"P{number:02d}" for number in range(40)]
+    for number, key in enumerate(indexed.keys("train")):
+        volume = indexed.read("train", number)["image"]
+        assert volume.tolist() == np.full((2, 3), int(key[1:])).tolist()

@@ -7,6 +7,7 @@ import io
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from streaming_balance.stream.counts import StreamCounts
 from streaming_balance.stream.rules import TarRules
@@ -114,3 +115,19 @@ def contents(samples: Sequence[StreamSample]) -> dict[str, bytes]:
     return {
         payload.name: payload.read() for sample in samples for payload in sample.members.values()
     }
+
+
+class Trickle(io.RawIOBase):
+    """A file that gives a few bytes at a time, as a socket does."""
+
+    def __init__(self, content: bytes, step: int) -> None:
+        self._file = io.BytesIO(content)
+        self._step = step
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        found = self._file.read(min(self._step, len(buffer)))
+        buffer[: len(found)] = found
+        return len(found)

@@ -22,7 +22,7 @@ from streaming_balance.errors import ConfigError, ShardError
 from streaming_balance.stream.compressed import GunzippedStream
 from streaming_balance.stream.passing import FileStream
 from streaming_balance.stream.tarstream import read_samples
-from tests.stream.tars import COHORT, contents, header, put, read_all, tar_of, zipped
+from tests.stream.tars import COHORT, Trickle, contents, header, put, read_all, tar_of, zipped
 
 NOISE = random.Random(3).randbytes(300_000)
 CONTENT = tar_of({**COHORT, "P4.image": NOISE})
@@ -159,6 +159,20 @@ def test_decompressing_gives_what_zlib_gives_in_pieces_of_any_size() -> None:
         while part := stream.read(max(step, 997)):
             found += part
         assert zlib.crc32(found) == zlib.crc32(NOISE + bytes(100_000))
+
+
+def test_members_may_arrive_byte_by_byte() -> None:
+    small = tar_of(COHORT)
+    packed = b"".join(zipped(small[start : start + 999]) for start in range(0, len(small), 999))
+    for step in (1, 2, 3):
+        file = io.BufferedReader(Trickle(packed, step), buffer_size=1)
+        assert contents(read_all(file)[0]) == COHORT
+
+
+def test_another_member_behind_zeros_is_an_error() -> None:
+    packed = zipped(CONTENT[:1000]) + bytes(10) + zipped(CONTENT[1000:])
+    with pytest.raises(ShardError, match="no gzip follow"):
+        read_all(io.BytesIO(packed))
 
 
 def test_errors_of_the_source_are_not_taken_for_damage() -> None:

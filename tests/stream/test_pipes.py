@@ -64,10 +64,15 @@ def test_a_program_that_fails_after_a_sound_tar_is_an_error_still(tmp_path: Path
     assert counts.shards_lost == 1
 
 
-def test_a_killed_producer_is_an_error_not_an_end(tmp_path: Path) -> None:
-    path = put(tmp_path, tar_of(COHORT))
+MANY = {f"{number}.cls": b"1" for number in range(500)}
+
+
+@pytest.mark.parametrize("cohort", [COHORT, MANY], ids=["three", "many"])
+def test_a_killed_producer_is_an_error_not_an_end(tmp_path: Path, cohort: dict[str, bytes]) -> None:
+    content = tar_of(cohort)
+    path = put(tmp_path, content)
     # It stops itself where a shard could end: behind a sample, and behind the end of the tar.
-    for count in (3584, 4096, len(tar_of(COHORT))):
+    for count in (3584, 4096, 400 << 10, len(content)):
         program = (
             f"import os, signal, sys; sys.stdout.buffer.write(open({path!r}, 'rb').read({count})); "
             "sys.stdout.flush(); os.kill(os.getpid(), signal.SIGKILL)"

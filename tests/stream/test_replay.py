@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaming_balance.errors import ConfigError
+from streaming_balance.stream import replay
 from streaming_balance.stream.replay import Replay, ReplayRun
 from streaming_balance.stream.stages import ITEM_BYTES
 from tests.stream.labelled import (
@@ -218,6 +219,29 @@ def test_the_promise_of_the_stats_is_the_sum_of_the_shares_of_all_batches() -> N
     assert promised["a"] == pytest.approx(70 * (1 + 5 / 8 + 5 / 10))
     assert promised["b"] == pytest.approx(70 * (3 / 8 + 3 / 10))
     assert promised["c"] == pytest.approx(70 * 2 / 10)
+
+
+def test_quotas_are_counted_anew_after_an_era_and_a_far_state_is_restored_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A class that is due once in a billion draws: no schedule that far could be worked out.
+    stage = Replay({"a": 1e-9, "b": 0.7, "c": 0.3}, batch_size=7, buffer_bytes=1 << 50)
+    by_key = {item.key: item for item in samples(["a", "b", "c"])}
+    run: ReplayRun[Sample] = stage.begin()
+    for item in by_key.values():
+        run.feed(item)
+    state = run.state_dict(lambda item: item.key)
+    state["run"]["eras"][-1]["batches"] = replay.ERA_BATCHES - 1
+    restored: ReplayRun[Sample] = stage.begin()
+    monkeypatch.setattr(replay, "ERA_BATCHES", 8)
+    few: ReplayRun[Sample] = Replay(EVEN, batch_size=3, buffer_bytes=ROOM).begin()
+    list(few.over(samples(["HGG", "LGG"] * 30)))
+    assert [era["batches"] for era in few.stats()["eras"]] == [0, 8, 8, 4]
+    monkeypatch.undo()
+    restored.load_state_dict(state, lambda key: by_key[key])
+    batches = [batch for _ in range(9) for batch in restored.feed(by_key["s1"])]
+    assert len(batches) == 1
+    assert [era["batches"] for era in restored.stats()["eras"]][-1] == replay.ERA_BATCHES
 
 
 def test_the_places_in_a_batch_are_keyed_and_classes_are_mixed() -> None:

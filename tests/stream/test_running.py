@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import streaming_balance as sb
@@ -147,7 +148,7 @@ def test_a_sample_that_a_stage_refuses_comes_again(shards: Path) -> None:
 def test_a_stream_that_cannot_seek_resumes_at_every_sample_of_a_new_copy(
     shards: Path, suffix: str
 ) -> None:
-    stored = (shards / "s-0.tar").read_bytes()
+    stored = (shards / "s-3.tar").read_bytes()
     stored = gzip.compress(stored, 1) if suffix == "tar.gz" else stored
 
     def chain() -> Stream:
@@ -155,6 +156,7 @@ def test_a_stream_that_cannot_seek_resumes_at_every_sample_of_a_new_copy(
         return stream.repeat({"HGG": 1, "LGG": 2}, frequencies={"HGG": 2, "LGG": 1})
 
     straight = [item["__key__"] for item in chain()]
+    assert len(straight) == 6 * 4
     for stop in range(len(straight) + 1):
         stream = chain()
         got = [item["__key__"] for item in itertools.islice(stream, stop)]
@@ -211,6 +213,58 @@ def test_a_stream_moved_while_it_is_iterated_is_an_error(shards: Path) -> None:
         next(iterator)
     assert len(list(stream)) == 24
     assert stream.epoch == 4
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_what_a_function_failed_on_is_in_the_state_and_comes_again_after_a_resume(
+    shards: Path, size: int
+) -> None:
+    def chain(failing_on: str | None) -> Stream:
+        def flaky(sample: dict[str, Any]) -> dict[str, Any]:
+            if sample["__key__"] == failing_on:
+                raise ValueError("no atlas")
+            return sample
+
+        return stream_of(shards).shuffle(30_000).map(flaky).batch(size)
+
+    straight = [item["__key__"] for item in chain(None)]
+    stream, got = chain(straight[3][-1]), list[Any]()
+    with pytest.raises(ValueError, match="no atlas"):
+        got.extend(item["__key__"] for item in stream)
+    check_totals(stream, delivered=3 * size)
+    resumed = chain(None)
+    resumed.load_state_dict(json.loads(json.dumps(stream.state_dict())))
+    assert got + [item["__key__"] for item in resumed] == straight
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0)])
+def test_plain_arrays_are_read_into_memory_of_their_own(
+    tmp_path: Path, version: tuple[int, int]
+) -> None:
+    stored = io.BytesIO()
+    made = np.arange(30_000, dtype=np.float64).reshape(3, 100, 100)
+    np.lib.format.write_array(stored, made, version=version)
+    # A header as others write them: valid, and not padded to any alignment.
+    shape = b"{'descr': '<f8', 'fortran_order': False, 'shape': (3, 100, 100), }\n"
+    bare = b"\x93NUMPY\x01\x00" + len(shape).to_bytes(2, "little") + shape + made.tobytes()
+    assert (len(bare) - made.nbytes) % 8
+    tar = tar_of([("P1.npy", stored.getvalue()), ("P2.npy", bare)])
+    (tmp_path / "s-0.tar").write_bytes(tar)
+    for source in (tmp_path / "s-0.tar", io.BytesIO(tar)):
+        for sample in sb.stream(source, label=None).decode():
+            np.testing.assert_array_equal(sample["npy"], made)
+            assert sample["npy"].flags.writeable
+            assert sample["npy"].flags.aligned
+
+
+def test_a_stream_that_begins_with_a_later_pass_shuffles_otherwise(shards: Path) -> None:
+    def order(epoch: int) -> list[str]:
+        stream = stream_of(shards).shuffle(1 << 20, shards=False)
+        stream.set_epoch(epoch)
+        return [item["__key__"] for item in stream]
+
+    assert order(0) != order(5)
+    assert order(5) == order(5)
 
 
 class Builder:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from streaming_balance.errors import ConfigError, ShardError
 from streaming_balance.stream.patterns import expand_braces
 from streaming_balance.stream.sources import expand
-from tests.stream.tars import COHORT, contents, put, read_all, tar_of
+from tests.stream.tars import COHORT, Trickle, contents, put, read_all, tar_of
 
 
 def shown(urls: Any, *, allow_pipe: bool = False) -> list[str]:
@@ -172,6 +172,7 @@ SECRETS = {
     "pipe:curl https://me:hunter2@host/a.tar?token=hunter2": "pipe:curl https://host/a.tar?...",
     "pipe:curl -H 'Authorization: hunter2' https://host/a.tar": "pipe:curl ... https://host/a.tar",
     "pipe:fetch --password hunter2": "pipe:fetch ...",
+    "pipe:fetch --password ./hunter2": "pipe:fetch ...",
     "pipe:fetch --password hunter2 shards/a.tar": "pipe:fetch ... shards/a.tar",
     "pipe:fetch --password=hunter2/a": "pipe:fetch ...",
     "pipe:fetch hunter2": "pipe:fetch ...",
@@ -205,22 +206,6 @@ def test_file_objects_are_read_from_where_they_stand_and_left_open(tmp_path: Pat
     assert counts.bytes_read == len(content)
     assert samples[0].url == f"{tmp_path}/shard.tar"
     assert samples[0].place is None
-
-
-class Trickle(io.RawIOBase):
-    """A file that gives a few bytes at a time, as a socket does."""
-
-    def __init__(self, content: bytes, step: int) -> None:
-        self._file = io.BytesIO(content)
-        self._step = step
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        found = self._file.read(min(self._step, len(buffer)))
-        buffer[: len(found)] = found
-        return len(found)
 
 
 @pytest.mark.parametrize("step", [1, 7, 511, 512, 513, 70_000])

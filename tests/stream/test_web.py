@@ -57,11 +57,13 @@ def reply(
     request.wfile.write(body)
 
 
-def chunked(request: BaseHTTPRequestHandler, body: bytes, *, end: bool) -> None:
+def chunked(request: BaseHTTPRequestHandler, body: bytes, *, end: bool, **headers: str) -> None:
     """Answer in chunks, with or without the last one that says it is over."""
     request.protocol_version = "HTTP/1.1"
     request.send_response(200)
     request.send_header("Transfer-Encoding", "chunked")
+    for name, value in headers.items():
+        request.send_header(name.replace("_", "-"), value)
     request.end_headers()
     for start in range(0, len(body), 1000):
         part = body[start : start + 1000]
@@ -74,6 +76,9 @@ SOUND: dict[str, Answer] = {
     "with a length": lambda request: reply(request, CONTENT),
     "without a length": lambda request: reply(request, CONTENT, Content_Length=None),
     "in chunks": lambda request: chunked(request, CONTENT, end=True),
+    "in chunks with a length besides": lambda request: chunked(
+        request, CONTENT, end=True, Content_Length="5"
+    ),
     "gzip": lambda request: reply(request, zipped(CONTENT)),
     "gzip as an encoding": lambda request: reply(
         request, zipped(CONTENT), Content_Encoding="gzip", Content_Type="application/x-tar"
