@@ -81,8 +81,9 @@ class Reference:
         names = table.owners if plan.unit == "patient" else table.keys("train")
         self._units: list[str] = names.tolist()
         is_in = (~np.isin(table.owners, recipe.exclude)).tolist()
-        units = set(compress(zip(self.cells, self._units, strict=True), is_in))
-        self._sizes = Counter(cell for cell, _ in units)
+        owners: list[str] = table.owners.tolist()
+        units = set(compress(zip(self.cells, self._units, owners, strict=True), is_in))
+        self._cell_owners = Counter((cell, owner) for cell, _, owner in units)
 
     def place(self, received: int, jumped: int | None = None) -> Place:
         """Say which batch comes after so many, with all the jumps due there made, or some."""
@@ -154,8 +155,9 @@ class Reference:
             expect(
                 {self.cells[sample] for sample in candidates} - {cell}, set(), f"cells of {what}"
             )
-            present = {self._units[sample] for sample in planned}
-            expect(units & present, set(), f"in the batch, of {what}")
+            owners = {self.table.owners[sample] for sample in candidates}
+            present = {self.table.owners[sample] for sample in planned}
+            expect(owners & present, set(), f"patients in the batch, of {what}")
             expect(len(units), len(candidates), f"units among {what}")
             expect(seen & set(candidates), set(), f"of another slot, too, among {what}")
             seen |= set(candidates)
@@ -167,9 +169,14 @@ class Reference:
     def _check_count(
         self, cell: str, count: int, turn: int, slots: list[int], planned: tuple[int, ...]
     ) -> None:
-        """Check that every q-th of those who are not in the batch is a candidate."""
+        """Check that every q-th of those whose patient is not in the batch is a candidate."""
         if self.recipe.balance.get("rotate") is False:
             return  # Only a fixed subset of the class may ever be delivered.
-        waiting = self._sizes[cell] - len({self._units[planned[slot]] for slot in slots})
+        present = {self.table.owners[sample] for sample in planned}
+        waiting = sum(
+            units
+            for (owner_cell, owner), units in self._cell_owners.items()
+            if owner_cell == cell and owner not in present
+        )
         wanted = len(range(turn, waiting, len(slots)))
         expect(count, wanted, f"candidates for slot {turn} of {len(slots)} where {waiting} wait")
