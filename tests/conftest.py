@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import settings
 
@@ -31,3 +33,26 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"real test data is absent: {SHARED_DATA.name} folder not beside the project")
     return SHARED_DATA
+
+
+@pytest.fixture
+def children() -> Callable[[], list[psutil.Process]]:
+    """List processes that the test started and that still run, or that nobody waited for.
+
+    Python's tracker of named resources is not among them: it starts with the first thing shared
+    between processes, and ends with its parent.
+    """
+    earlier = set(psutil.Process().children(recursive=True))
+
+    def started() -> list[psutil.Process]:
+        found = psutil.Process().children(recursive=True)
+        return [child for child in found if child not in earlier and not _is_tracker(child)]
+
+    return started
+
+
+def _is_tracker(process: psutil.Process) -> bool:
+    try:
+        return any("multiprocessing.resource_tracker" in word for word in process.cmdline())
+    except psutil.Error:
+        return False

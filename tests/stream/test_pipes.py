@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -24,12 +25,9 @@ def python(program: str) -> str:
     return f"pipe:{shlex.quote(sys.executable)} -c {shlex.quote(program)}"
 
 
-def children() -> list[int]:
-    """Processes this one started that still run, or that nobody waited for."""
-    return [child.pid for child in psutil.Process().children(recursive=True)]
-
-
-def test_what_a_program_writes_is_read(tmp_path: Path) -> None:
+def test_what_a_program_writes_is_read(
+    tmp_path: Path, children: Callable[[], list[psutil.Process]]
+) -> None:
     path = put(tmp_path, tar_of(COHORT), "my shard.tar")
     samples, counts = read_all(f"pipe:cat '{path}'", allow_pipe=True)
     assert contents(samples) == COHORT
@@ -81,7 +79,9 @@ def test_a_killed_producer_is_an_error_not_an_end(tmp_path: Path, cohort: dict[s
             read_all(python(program), allow_pipe=True)
 
 
-def test_a_producer_killed_from_outside_is_an_error(tmp_path: Path) -> None:
+def test_a_producer_killed_from_outside_is_an_error(
+    tmp_path: Path, children: Callable[[], list[psutil.Process]]
+) -> None:
     path = put(tmp_path, tar_of(COHORT))
     program = (
         f"import signal, sys; sys.stdout.buffer.write(open({path!r}, 'rb').read(4096)); "
@@ -90,24 +90,28 @@ def test_a_producer_killed_from_outside_is_an_error(tmp_path: Path) -> None:
     samples = read_samples(python(program), allow_pipe=True)
     assert next(samples).key == "P1"
     (child,) = children()
-    os.kill(child, signal.SIGTERM)
+    child.send_signal(signal.SIGTERM)
     with pytest.raises(ShardError, match="was killed by signal 15"):
         list(samples)
     assert children() == []
 
 
-def test_a_program_is_stopped_with_all_it_started_when_reading_ends_early(tmp_path: Path) -> None:
+def test_a_program_is_stopped_with_all_it_started_when_reading_ends_early(
+    tmp_path: Path, children: Callable[[], list[psutil.Process]]
+) -> None:
     path = put(tmp_path, tar_of(COHORT))
     samples = read_samples(f"pipe:sh -c 'cat {path} | cat; sleep 1000 | cat'", allow_pipe=True)
     assert next(samples).key == "P1"
-    started = psutil.Process().children(recursive=True)
+    started = children()
     assert started
     samples.close()  # type: ignore[attr-defined]
     _, alive = psutil.wait_procs(started, timeout=10)
     assert alive == []
 
 
-def test_a_program_that_does_not_end_after_its_output_is_an_error() -> None:
+def test_a_program_that_does_not_end_after_its_output_is_an_error(
+    children: Callable[[], list[psutil.Process]],
+) -> None:
     program = "import os, signal, sys; os.write(1, b'x'); os.close(1); signal.pause()"
     stream = PipeStream([sys.executable, "-c", program], timeout_seconds=0.2)
     assert stream.read(1) == b"x"

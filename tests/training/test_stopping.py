@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +250,7 @@ print("done")
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 def test_workers_leave_the_signals_to_their_rank_but_end_when_their_rank_says_so(
-    small: ShardSet,
+    small: ShardSet, children: Callable[[], list[psutil.Process]]
 ) -> None:
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     options: dict[str, Any] = {"global_batch_size": 4, "balance": "class_balanced", "seed": 3}
@@ -258,14 +258,14 @@ def test_workers_leave_the_signals_to_their_rank_but_end_when_their_rank_says_so
         expected = take(straight, 20)
     with StopTogether(signals=signals) as stop, train_loader(small, workers=2, **options) as loader:
         got = take(loader, 2)
-        workers = psutil.Process().children()
+        workers = children()
         assert len(workers) == 2
         # As a cluster does: from outside, to every process it finds.
         for worker in workers:
             for number in signals:
                 subprocess.run(["kill", f"-{int(number)}", str(worker.pid)], check=True)
         got += take(loader, 18)
-        assert psutil.Process().children() == workers
+        assert children() == workers
         assert not stop.requested()
         for worker in workers:
             worker.send_signal(signal.SIGTERM)
@@ -308,7 +308,7 @@ from streaming_balance.training.stopping import StopTogether
 folder, num_ranks = sys.argv[1], int(sys.argv[2])
 into, out = os.pipe()
 def run(scenario):
-    children = []
+    started = []
     for rank in range(num_ranks):
         child = os.fork()
         if not child:
@@ -318,8 +318,8 @@ def run(scenario):
             with open(f"{folder}/{rank}.json", "w") as file:
                 json.dump(scenario(rank), file)
             os._exit(0)
-        children.append(child)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0] * num_ranks
+        started.append(child)
+    assert [os.waitpid(child, 0)[1] for child in started] == [0] * num_ranks
 """
 
 

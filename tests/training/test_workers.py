@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,6 @@ def loader_of(shards: ShardSet, transform: Any = noisy, **options: Any) -> Balan
     """Build the loader most tests use."""
     settings: dict[str, Any] = {"global_batch_size": 4, "balance": "class_balanced", "seed": 3}
     return train_loader(shards, transform=transform, **settings | {"workers": 2} | options)
-
-
-def children() -> list[psutil.Process]:
-    """List the worker processes of this one that are alive."""
-    mine = psutil.Process().children(recursive=True)
-    # The tracker of named resources is Python's own and ends with its parent.
-    return [p for p in mine if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 def walked(shards: ShardSet, **options: Any) -> list[Any]:
@@ -95,7 +89,7 @@ def test_ranks_mixing_and_batch_transforms_work_as_with_threads(small: ShardSet)
 
 
 def test_transforms_run_in_that_many_processes_and_none_of_them_is_this_one(
-    small: ShardSet,
+    small: ShardSet, children: Callable[[], list[psutil.Process]]
 ) -> None:
     with loader_of(small, workers=3) as loader:
         processes = {pid for _ in range(3) for batch in loader for pid in batch["process"].tolist()}
@@ -259,7 +253,9 @@ def test_damage_is_named_by_the_worker_that_met_it(small: ShardSet, tmp_path: Pa
     assert errors[0] == errors[1]
 
 
-def test_a_size_that_does_not_fit_is_refused_before_any_worker_starts(small: ShardSet) -> None:
+def test_a_size_that_does_not_fit_is_refused_before_any_worker_starts(
+    small: ShardSet, children: Callable[[], list[psutil.Process]]
+) -> None:
     with (
         loader_of(small, None, size=(4, 4)) as loader,
         pytest.raises(ConfigError, match="size is"),
@@ -268,7 +264,9 @@ def test_a_size_that_does_not_fit_is_refused_before_any_worker_starts(small: Sha
     assert children() == []
 
 
-def test_a_killed_worker_is_named_and_asking_again_goes_on(small: ShardSet) -> None:
+def test_a_killed_worker_is_named_and_asking_again_goes_on(
+    small: ShardSet, children: Callable[[], list[psutil.Process]]
+) -> None:
     with loader_of(small, workers=0) as straight:
         expected = take(straight, 20)
     with loader_of(small, prefetch_bytes=0) as loader:
@@ -319,7 +317,7 @@ def leave(status: int) -> Any:
     ids=["123", "0", "killed"],
 )
 def test_a_worker_that_ends_by_itself_is_an_error_that_says_how(
-    small: ShardSet, transform: Any, ending: str
+    small: ShardSet, transform: Any, ending: str, children: Callable[[], list[psutil.Process]]
 ) -> None:
     with (
         loader_of(small, transform) as loader,
@@ -332,7 +330,9 @@ def test_a_worker_that_ends_by_itself_is_an_error_that_says_how(
 
 
 @pytest.mark.parametrize("way", ["with", "close", "del", "exception", "end of the loop"])
-def test_workers_end_with_their_loader_whatever_the_way_out(small: ShardSet, way: str) -> None:
+def test_workers_end_with_their_loader_whatever_the_way_out(
+    small: ShardSet, way: str, children: Callable[[], list[psutil.Process]]
+) -> None:
     loader = loader_of(small)
     iterator = iter(loader)
     next(iterator)
