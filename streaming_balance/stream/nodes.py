@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
@@ -169,6 +169,9 @@ class StreamLoader(StatefulDataLoader[Fields]):  # type: ignore[misc]  # torchda
 
     Iterating again goes on where the training loop stopped: with the rest of an epoch that was left
     by `break`, what workers had read ahead included, else with the next one.
+
+    A context manager that ends its workers. Without it they end with the loader, and after an error
+    torch may wait for each of them for five seconds.
     """
 
     def __iter__(self) -> Any:  # noqa: ANN401 - torch's iterator
@@ -183,6 +186,23 @@ class StreamLoader(StatefulDataLoader[Fields]):  # type: ignore[misc]  # torchda
             # Workers are ahead of the loop: begin them anew where the loop stands.
             self.load_state_dict(self.state_dict())
         return super().__iter__()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a state says; what differs from it is named once iterated."""
+        if self.num_workers > 0 and self._iterator is not None:
+            self._iterator._shutdown_workers()
+        super().load_state_dict(state_dict)
+
+    def close(self) -> None:
+        """End the workers. Iterating again begins new ones, which go on where the loop stopped."""
+        if self.num_workers > 0 and self._iterator is not None:
+            self.load_state_dict(self.state_dict())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
 
 
 class StreamNode(BaseNode[Fields]):  # type: ignore[misc]  # torchdata has no types

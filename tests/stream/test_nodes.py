@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torchdata.nodes
 from torch.utils.data import DataLoader
@@ -226,12 +228,28 @@ def test_a_function_that_fails_in_a_loader_gets_its_sample_again(
             raise ValueError("no atlas")
         return sample
 
-    loader = stream_of(shards).map(flaky).to_loader(2, num_workers=workers)
     got: list[str] = []
-    with pytest.raises(ValueError, match="no atlas"):
+    with stream_of(shards).map(flaky).to_loader(2, num_workers=workers) as loader:
+        with pytest.raises(ValueError, match="no atlas"):
+            got.extend(key for batch in loader for key in batch["__key__"])
         got.extend(key for batch in loader for key in batch["__key__"])
-    got.extend(key for batch in loader for key in batch["__key__"])
     assert sorted(got) == EVERYBODY
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_closed_loader_has_no_workers_and_goes_on_with_new_ones(
+    shards: Path, workers: int, children: Callable[[], list[psutil.Process]]
+) -> None:
+    whole = plain(loader_of(shards, workers), 20)
+    with loader_of(shards, workers) as loader:
+        got = plain(loader, 5)
+        assert len(children()) >= workers
+    assert not children()
+    got += plain(loader)
+    loader.close()
+    loader.close()
+    assert got == whole[:12]
+    assert not children()
 
 
 def test_a_plain_dataloader_takes_the_pass_it_is_told(shards: Path) -> None:
