@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -19,8 +20,10 @@ from streaming_balance.cli.resample_options import (
     read_shares,
     read_size,
 )
+from streaming_balance.errors import ConfigError
 
 if TYPE_CHECKING:
+    from streaming_balance.ingest.index_builder import IndexBuilder
     from streaming_balance.stream.names import KeyRule
     from streaming_balance.stream.rules import OnError
 
@@ -104,6 +107,21 @@ def resample(
     allow_pipe: Annotated[
         bool, typer.Option("--allow-pipe", help="Let pipe: start programs.")
     ] = False,
+    tee_index: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Index the shards that are read, too, in the same pass, as `index` does.",
+        ),
+    ] = None,
+    patient: Annotated[
+        str | None,
+        typer.Option(metavar="json:FIELD", help="With --tee-index: where patients are."),
+    ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(metavar="FIELD", help="With --tee-index: the image, or none."),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what an earlier resample wrote.")
     ] = False,
@@ -141,20 +159,26 @@ def resample(
         keys=cast("KeyRule", keys),
         allow_pipe=allow_pipe,
     )
-    wishes = _with_classes(wishes, urls, reading)
-    record = write_resampled(
-        urls,
-        wishes.chain,
-        out=out,
-        label=label,
-        seed=seed,
-        on_error=reading.on_error,
-        keys=reading.keys,
-        allow_pipe=allow_pipe,
-        shard_bytes=shard_bytes,
-        overwrite=overwrite,
-        settings=wishes.record,
-    )
+    if tee_index is None and (patient is not None or image is not None):
+        raise ConfigError("--patient and --image are for the index: name it with --tee-index DIR.")
+    with _index_builder(
+        tee_index, reading, patient=patient, image=image, overwrite=overwrite
+    ) as builder:
+        wishes = _with_classes(wishes, urls, reading)
+        record = write_resampled(
+            urls,
+            wishes.chain,
+            out=out,
+            label=label,
+            seed=seed,
+            on_error=reading.on_error,
+            keys=reading.keys,
+            allow_pipe=allow_pipe,
+            shard_bytes=shard_bytes,
+            overwrite=overwrite,
+            observer=builder,
+            settings=wishes.record,
+        )
     _say_what_was_left_out(record)
     if as_json:
         print_json(record)
@@ -192,6 +216,24 @@ def _with_classes(wishes: Wishes, urls: Sequence[str], reading: Reading) -> Wish
     elif wishes.target != UNIFORM:
         return wishes
     return wishes.with_counts(counts)
+
+
+def _index_builder(
+    folder: Path | None,
+    reading: Reading,
+    *,
+    patient: str | None,
+    image: str | None,
+    overwrite: bool,
+) -> AbstractContextManager[IndexBuilder | None]:
+    """Give what makes an index of the shards that are read, or nothing where none is wanted."""
+    from streaming_balance.ingest.index_builder import IndexBuilder
+    from streaming_balance.ingest.index_rules import IndexRules
+
+    if folder is None:
+        return nullcontext()
+    rules = IndexRules(label=reading.label, patient=patient, image=image, keys=reading.keys)
+    return IndexBuilder(folder, rules, overwrite=overwrite)
 
 
 def _say_what_was_left_out(record: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -98,6 +98,13 @@ class IndexBuilder:
         self._found: dict[str, FoundSample] = {}
         self._fields: set[str] = set()
 
+    def begin(self, shards: Iterable[str]) -> None:
+        """Number samples by the order of these shards, whatever the order they come in."""
+        for path in shards:
+            # Whoever reads a shard that is not there says so.
+            if Path(path).exists():
+                self._name_of(path)
+
     def add_shard(self, path: str | os.PathLike[str], *, num_bytes: int, sha256: str) -> None:
         """Take in size and SHA-256 of a shard whose bytes were read anyway.
 
@@ -149,7 +156,8 @@ class IndexBuilder:
             SplitError: a patient, or the same voxels, would stand in two splits.
             ShardError: nothing was found, a shard was changed, or the disk is full or failing.
         """
-        found = list(self._found.values())
+        order = {name: number for number, name in enumerate(self._shards)}
+        found = sorted(self._found.values(), key=lambda one: (order[one.shard], one.offset))
         if not found:
             raise ShardError(
                 "nothing to index: no sample was found. Members need names such as P1.npy and "

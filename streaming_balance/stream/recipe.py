@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -20,6 +21,10 @@ from streaming_balance.stream.stages import Stage, StageRun
 
 class Observer(Protocol):
     """Sees every sample of a pass as it is read: the builder of an index, for example."""
+
+    def begin(self, shards: Sequence[str]) -> object:
+        """Learn of all shards in the order they were named, whatever the order of the pass."""
+        ...
 
     def add(self, sample: StreamSample) -> object:
         """Take in one sample."""
@@ -120,6 +125,11 @@ class Recipe:
             raise ConfigError(
                 f"tee: {self.part.count} readers share the stream, and none of them sees all "
                 f"samples. Run the pass with tee in one process."
+            )
+        if self.rules.on_error == "skip":
+            raise ConfigError(
+                "tee: on_error='skip' leaves samples out before anybody sees them. Use "
+                "on_error='raise', so that the index holds every sample of its shards."
             )
         for source in self.sources:
             if source.kind != "file":

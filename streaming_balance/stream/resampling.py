@@ -16,6 +16,7 @@ from streaming_balance.errors import ConfigError, ShardError
 from streaming_balance.stream.evaluation_shards import refuse_evaluation_shards
 from streaming_balance.stream.names import KeyRule
 from streaming_balance.stream.pipeline import Stream, stream
+from streaming_balance.stream.recipe import Observer
 from streaming_balance.stream.rules import OnError
 from streaming_balance.stream.sources import ShardSource, Urls, expand
 from streaming_balance.stream.writing import TarFolder
@@ -50,6 +51,7 @@ def resample(
     allow_pipe: bool = False,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     overwrite: bool = False,
+    observer: Observer | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write what a chain of stages makes of some shards as new shards, for training only.
@@ -69,6 +71,7 @@ def resample(
         allow_pipe: whether `pipe:` may start programs.
         shard_bytes: a new shard is closed before it would grow beyond this.
         overwrite: replace what an earlier run wrote.
+        observer: is shown every sample read: see `Stream.tee`.
         settings: plain values for the record: what `chain` was asked to do.
 
     Returns:
@@ -98,7 +101,7 @@ def resample(
         plain = stream(
             sources, label=label, seed=seed, on_error=on_error, keys=keys, allow_pipe=allow_pipe
         )
-        with chain(plain) as chained:
+        with chain(plain if observer is None else plain.tee(observer)) as chained:
             for sample in chained:
                 folder.add(sample)
             stats = chained.stats()

@@ -147,6 +147,8 @@ class StreamRun:
     def _read(self) -> StreamSample | None:
         """Read the next sample of the pass that can be used, with its label."""
         if self._reading is None:
+            if self._observer is not None:
+                self._observer.begin([source.address for source in self.recipe.sources])
             self._reading = Reading(
                 self.recipe,
                 epoch=self.epoch,

@@ -218,8 +218,12 @@ class Steps:
         """Show every sample of the first pass to somebody else, too: the builder of an index.
 
         Args:
-            observer: its `add` takes every sample read, before any stage; `finish` is called once
-                all shards were read. A pass that is left early is never finished.
+            observer: its `begin` takes the shards as they were named, `add` every sample read,
+                before any stage; `finish` is called once all shards were read. A pass that is left
+                early is never finished.
+
+        Raises:
+            ConfigError: it could not see all samples, or nobody could find them again.
         """
         return self._with(replace(self.recipe, observer=observer))
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import webdataset
 
+import streaming_balance as sb
 from streaming_balance.cli import resample as command
 from streaming_balance.cli.app import run
 from streaming_balance.stream.frequencies import DEFAULT_WINDOW
@@ -38,7 +39,7 @@ def tars(tmp_path: Path) -> Path:
     with webdataset.ShardWriter(str(folder / "s-%03d.tar"), maxcount=20, verbose=0) as sink:
         for number in range(60):
             image = np.full((4, 4), number, np.int16)
-            told = {"grade": "LGG" if number % 5 == 0 else "HGG"}
+            told = {"grade": "LGG" if number % 5 == 0 else "HGG", "patient": f"P{number}"}
             sink.write({"__key__": f"k{number:02d}", "IMAGE.npy": image, "json": told})
     return folder
 
@@ -158,6 +159,49 @@ def test_an_index_of_the_new_shards_is_a_data_set(call: Call, tars: Path, tmp_pa
     assert call("resample", f"{tars}/*.tar", *options, "--out", out).status == 0
     assert call("index", f"{out}/*.tar", *LABEL, "--out", tmp_path / "index").status == 0
     assert call("verify", tmp_path / "index", "--json").document["ok"]
+
+
+def test_an_index_of_what_is_read_is_written_on_the_way(
+    call: Call, tars: Path, tmp_path: Path
+) -> None:
+    names = (*LABEL, "--patient", "json:patient", "--image", "image.npy")
+    assert call("index", f"{tars}/*.tar", *names, "--out", tmp_path / "index").status == 0
+    expected = sb.open_shards(tmp_path / "index")
+    for stage, options in (
+        ("accept", ("--target", "LGG=1,HGG=1")),
+        # Shards pass in another order.
+        ("repeat", ("--target", "uniform", "--shuffle", "--seed", 3)),
+        ("reservoir", ("--size", 2)),
+    ):
+        teed = tmp_path / f"{stage}-index"
+        tee = ("--tee-index", teed, *names)
+        out = tmp_path / stage
+        answer = call("resample", f"{tars}/*.tar", f"--{stage}", *options, *tee, "--out", out)
+        assert answer.status == 0, answer.err
+        shards = sb.open_shards(teed)
+        assert shards.digest == expected.digest
+        assert shards.keys("train").tolist() == expected.keys("train").tolist()
+        with sb.train_loader(shards, global_batch_size=4, balance="class_balanced") as loader:
+            assert Counter(next(iter(loader))["label"].tolist()) == {0: 2, 1: 2}
+
+
+def test_an_index_on_the_way_is_refused_where_it_would_not_be_whole(
+    call: Call, tars: Path, tmp_path: Path
+) -> None:
+    out = ("--reservoir", "--size", 2, *LABEL, "--out", tmp_path / "out")
+    tee = ("--tee-index", tmp_path / "index")
+    for options, reason in (
+        ((*tee, "--on-error", "skip"), "tee: on_error='skip'"),
+        (("--patient", "json:patient"), "--tee-index DIR"),
+        ((*tee, "--overwrite", "--image", "scan"), "image is 'scan'"),
+    ):
+        answer = call("resample", f"{tars}/*.tar", *out, *options)
+        assert answer.status == 2
+        assert reason in answer.err
+    answer = call("resample", "-", *out, *tee)
+    assert (answer.status, "passes by" in answer.err) == (2, True)
+    assert not list(tmp_path.glob("out*"))
+    assert not (tmp_path / "index" / "manifest.json").exists()
 
 
 def test_real_shards_of_others_are_evened_out_and_read_by_gnu_tar(

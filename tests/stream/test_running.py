@@ -6,7 +6,7 @@ import gzip
 import io
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -271,8 +271,12 @@ class Builder:
     """Writes down what it is shown, as the builder of an index does."""
 
     def __init__(self) -> None:
+        self.shards: list[str] = []
         self.keys: list[str] = []
         self.num_finished = 0
+
+    def begin(self, shards: Sequence[str]) -> None:
+        self.shards += shards
 
     def add(self, sample: StreamSample) -> None:
         self.keys.append(sample.key)
@@ -295,6 +299,7 @@ def test_an_observer_sees_every_sample_of_the_first_pass_and_its_end(shards: Pat
     list(stream)
     assert builder.keys == [f"P{n:02d}" for n in range(24)]
     assert builder.num_finished == 1
+    assert builder.shards == sorted(str(path) for path in shards.glob("*.tar"))
 
 
 def test_an_observer_is_refused_where_it_could_not_see_everything(shards: Path) -> None:
@@ -304,6 +309,8 @@ def test_an_observer_is_refused_where_it_could_not_see_everything(shards: Path) 
         stream_of(shards).tee(Builder()).load_state_dict(half_way.state_dict())
     with pytest.raises(ConfigError, match="tee: 2 readers"):
         stream_of(shards).tee(Builder()).share(0, 2)
+    with pytest.raises(ConfigError, match="tee: on_error='skip' leaves samples out"):
+        sb.stream(str(shards / "*.tar"), on_error="skip").tee(Builder())
     with pytest.raises(ConfigError, match=r"tee: .*passes by"):
         sb.stream(io.BytesIO(b"")).tee(Builder())
 
