@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -35,9 +36,12 @@ def left_in_shared_memory() -> set[str]:
     """List what processes that have ended left in shared memory."""
     folder = Path("/dev/shm")
     names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-    # torch names its segments after their process; one that lives is still using them.
-    owners = {name: (*name.split("_"), "nobody")[1] for name in names}
-    return {name for name, owner in owners.items() if not Path("/proc", owner).is_dir()}
+    # torch and loky name their segments after their process; one that lives is still using them.
+    return {
+        name
+        for name in names
+        if not any(Path("/proc", number).is_dir() for number in re.findall(r"\d+", name))
+    }
 
 
 def run(script: str, shards: ShardSet) -> subprocess.CompletedProcess[str]:
