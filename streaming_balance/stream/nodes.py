@@ -86,11 +86,7 @@ class StreamDataset(IterableDataset[Fields]):
         worker = get_worker_info()
         number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
         steps = self._steps
-        if steps is not None and steps < count:
-            raise ConfigError(
-                f"steps is {steps}, and {count} workers share them: some would never read their "
-                f"shards. Use at most {steps} workers."
-            )
+        _check_workers(steps, count)
         epoch = self._stream.epoch
         part = self._stream.share(number, count)
         part.set_epoch(epoch)
@@ -303,8 +299,11 @@ def stream_loader(
         epoch = stream.epoch
         stream = stream.batch(batch_size)
         stream.set_epoch(epoch)
+    dataset = stream.to_dataset(rank=rank, num_ranks=num_ranks, steps=steps)
+    # Here, and not only where they read: workers that fail as they begin are slow to end.
+    _check_workers(steps, num_workers)
     return StreamLoader(
-        stream.to_dataset(rank=rank, num_ranks=num_ranks, steps=steps),
+        dataset,
         batch_size=None,
         num_workers=num_workers,
         prefetch_factor=prefetch_factor,
@@ -355,6 +354,15 @@ def _number(value: object) -> int | None:
     if isinstance(value, str):
         return int(value) if value.isdecimal() else None
     return whole_number(value)
+
+
+def _check_workers(steps: int | None, count: int) -> None:
+    """Refuse more workers than steps."""
+    if steps is not None and steps < count:
+        raise ConfigError(
+            f"steps is {steps}, and {count} workers share them: some would never read their "
+            f"shards. Use at most {steps} workers."
+        )
 
 
 def _checked_steps(steps: object) -> int:

@@ -205,7 +205,10 @@ def test_rings_and_counts_of_workers_go_on_from_epoch_to_epoch(shards: Path) -> 
 
 def test_workers_that_would_never_read_are_refused(shards: Path) -> None:
     with pytest.raises(ConfigError, match="Use at most 1 workers"):
-        plain(stream_of(shards).to_loader(2, num_workers=2, steps=1))
+        stream_of(shards).to_loader(2, num_workers=2, steps=1)
+    dataset = stream_of(shards).to_dataset(steps=1)
+    with pytest.raises(ConfigError, match="Use at most 1 workers"):
+        plain(DataLoader(dataset, batch_size=None, num_workers=2))
 
 
 def test_a_state_of_other_steps_or_workers_is_refused(shards: Path) -> None:

@@ -121,8 +121,8 @@ def test_files_threads_and_memory_stay_flat(
     workers = int(kind[0]) if kind.endswith(("worker", "workers")) else 0
     assert {entry["processes"] for entry in course} == {workers}
     assert {entry["threads"] for entry in later} == {course[WARM_UP]["threads"]}
-    # Tensors that workers have made and nobody has received yet are open files: of one batch that is
-    # on its way and one that waits. One file left open in each epoch is more than that.
+    # Tensors that workers have made and nobody has received yet are open files: of one batch that
+    # is on its way and one that waits. One file left open in each epoch is more than that.
     spare = 2 * workers * TENSORS_OF_A_BATCH
     assert spare < epochs / 2
     for name in ("files", "files of workers"):
