@@ -94,6 +94,9 @@ def test_any_braces_are_expanded_as_bash_does(patterns: list[str]) -> None:
 def test_patterns_for_over_a_million_shards_are_refused(pattern: str) -> None:
     with pytest.raises(ConfigError, match="over 1,000,000 shards"):
         expand_braces(pattern)
+
+
+def test_lists_of_over_a_million_shards_are_refused() -> None:
     with pytest.raises(ConfigError, match="names over 1,000,000 shards"):
         expand(["a-{0..600000}.tar", "b-{0..600000}.tar"])
 
