@@ -9,17 +9,16 @@ dealt; with fewer, samples are, and every reader walks all headers, but reads no
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
-import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.nodes import BaseNode
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from streaming_balance.errors import ConfigError, ResumeError
 from streaming_balance.plan.options import whole_number
+from streaming_balance.stream.ranks import find_ranks
 
 if TYPE_CHECKING:
     from streaming_balance.stream.pipeline import Stream
@@ -312,48 +311,6 @@ def stream_loader(
         persistent_workers=num_workers > 0,
         snapshot_every_n_steps=snapshot_every_n_steps,
     )
-
-
-def find_ranks(rank: int | None, num_ranks: int | None) -> tuple[int, int]:
-    """Give this rank and the number of ranks.
-
-    Args:
-        rank: as the user gave it, or None to look it up.
-        num_ranks: as the user gave it, or None to look it up.
-
-    Returns:
-        The arguments; else those of an initialised `torch.distributed`; else `RANK` and
-        `WORLD_SIZE` of the environment, as torchrun sets them; else rank 0 of 1.
-
-    Raises:
-        ConfigError: only one of the two is known, or they contradict each other.
-
-    Examples:
-        >>> find_ranks(1, 4)
-        (1, 4)
-    """
-    found: tuple[Any, Any] = (rank, num_ranks)
-    if rank is None and num_ranks is None:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return torch.distributed.get_rank(), torch.distributed.get_world_size()
-        found = (os.environ.get("RANK"), os.environ.get("WORLD_SIZE"))
-        if found == (None, None):
-            return 0, 1
-    number, count = _number(found[0]), _number(found[1])
-    if number is None or count is None or not 0 <= number < count:
-        raise ConfigError(
-            f"rank is {found[0]!r} and num_ranks is {found[1]!r}; both are integers, and rank must "
-            f"lie in 0..num_ranks-1. Give both, or neither to take them from torch.distributed or "
-            f"from RANK and WORLD_SIZE."
-        )
-    return number, count
-
-
-def _number(value: object) -> int | None:
-    """Give a whole number, written as text perhaps; None where it is none."""
-    if isinstance(value, str):
-        return int(value) if value.isdecimal() else None
-    return whole_number(value)
 
 
 def _check_workers(steps: int | None, count: int) -> None:

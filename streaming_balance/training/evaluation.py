@@ -18,8 +18,8 @@ from streaming_balance.errors import ConfigError, ResumeError
 from streaming_balance.plan.options import whole_number
 from streaming_balance.storage.reader import Verify
 from streaming_balance.storage.shards import ShardSet
+from streaming_balance.stream.ranks import find_ranks
 from streaming_balance.training.delivery import Delivery, check_shards, delivery
-from streaming_balance.training.environment import find_ranks
 from streaming_balance.training.gathered import Gathered, check_exactly_once
 from streaming_balance.training.iteration import PlannedLoader
 from streaming_balance.training.requests import Batch, BatchRequest

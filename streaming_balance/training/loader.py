@@ -18,10 +18,10 @@ from streaming_balance.plan.epoch import BalancedPlan
 from streaming_balance.storage.labelling import carriers
 from streaming_balance.storage.reader import Verify
 from streaming_balance.storage.shards import ShardSet
+from streaming_balance.stream.ranks import find_ranks
 from streaming_balance.training.announcement import about_mixing, announce, announcement
 from streaming_balance.training.course import Course
 from streaming_balance.training.delivery import Delivery, check_shards, delivery
-from streaming_balance.training.environment import find_ranks
 from streaming_balance.training.iteration import PlannedLoader
 from streaming_balance.training.legs import plan_of
 from streaming_balance.training.mixing import BatchMixer

@@ -13,9 +13,9 @@ from streaming_balance.config import BalanceSetting, read_settings
 from streaming_balance.errors import ConfigError, ResumeError
 from streaming_balance.plan.epoch import BalancedPlan
 from streaming_balance.plan.options import whole_number
+from streaming_balance.stream.ranks import find_ranks
 from streaming_balance.training.announcement import announce, announcement
 from streaming_balance.training.cursors import Place, SamplerPosition
-from streaming_balance.training.environment import find_ranks
 from streaming_balance.training.labels import Labels, Strata, plain_labels, plain_strata
 from streaming_balance.training.sharding import Dealt, ShardingWatch
 from streaming_balance.training.state import LoaderState, Position, delivered

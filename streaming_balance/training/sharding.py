@@ -18,8 +18,8 @@ from torch.utils.data import get_worker_info
 from torch.utils.data.distributed import DistributedSampler
 
 from streaming_balance.errors import ConfigError
+from streaming_balance.stream.ranks import find_ranks
 from streaming_balance.training.announcement import announce
-from streaming_balance.training.environment import find_ranks
 
 # Classes of Accelerate and Transformers that hand each process some of what they iterate.
 _DEALERS = frozenset({"BatchSamplerShard", "IterableDatasetShard", "DataLoaderDispatcher"})

@@ -13,7 +13,7 @@ import torch
 import torch.distributed
 
 from streaming_balance.errors import BalanceError, ConfigError
-from streaming_balance.training.environment import find_ranks
+from streaming_balance.stream.ranks import find_ranks
 
 # No process can hear these; the system acts on them itself.
 _NEVER_HEARD = frozenset(

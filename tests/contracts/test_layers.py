@@ -46,7 +46,7 @@ PLAN_MAY_IMPORT = frozenset(
 
 # Where a library may be imported; the empty tuple means nowhere.
 ROOMS: dict[str, tuple[str, ...]] = {
-    "torch": ("training", "demo", "stream.nodes"),
+    "torch": ("training", "demo", "stream.nodes", "stream.ranks"),
     "torchdata": ("training.workers", "stream.nodes"),
     "webdataset": (),
     "nibabel": ("ingest",),

@@ -1,17 +1,14 @@
-"""Rank, number of ranks and threads: from arguments, torch.distributed or the environment."""
+"""What loaders make of the ranks they find, and how many threads a process gets."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Any
 
 import pytest
-import torch.distributed
 
 from streaming_balance.errors import ConfigError
 from streaming_balance.storage.shards import ShardSet
-from streaming_balance.training.environment import default_num_threads, find_ranks
+from streaming_balance.training.environment import default_num_threads
 from streaming_balance.training.evaluation import eval_loader
 from streaming_balance.training.loader import train_loader
 
@@ -22,71 +19,12 @@ def _bare(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_nothing_known_means_one_rank() -> None:
-    assert find_ranks(None, None) == (0, 1)
-
-
 def test_torchrun_s_variables_are_used(monkeypatch: pytest.MonkeyPatch, small: ShardSet) -> None:
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "3")
     train = train_loader(small, global_batch_size=6)
     val = eval_loader(small, split="val", batch_size=2)
     assert (train.rank, train.num_ranks) == (val.rank, val.num_ranks) == (2, 3)
-
-
-def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "2")
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    assert find_ranks(0, 5) == (0, 5)
-
-
-def test_torch_distributed_wins_over_the_environment(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("RANK", "2")
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    distributed: Any = torch.distributed
-    store = distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        assert find_ranks(None, None) == (0, 1)
-    finally:
-        torch.distributed.destroy_process_group()
-    assert find_ranks(None, None) == (2, 3)
-
-
-@pytest.mark.parametrize(
-    ("rank", "num_ranks"),
-    [
-        (0, None),
-        (None, 2),
-        (2, 2),
-        (-1, 2),
-        (0, 0),
-        (0, -3),
-        (0.5, 2),
-        (0, 2.0),
-        (True, 2),
-        ("0", 1),
-    ],
-)
-def test_half_or_wrong_ranks_are_refused(rank: Any, num_ranks: Any) -> None:
-    with pytest.raises(ConfigError, match=r"rank is .* and num_ranks is "):
-        find_ranks(rank, num_ranks)
-
-
-@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE"])
-def test_half_an_environment_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setenv(name, "1")
-    with pytest.raises(ConfigError, match="give both, or neither"):
-        find_ranks(None, None)
-
-
-def test_a_variable_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "first")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="RANK='first'"):
-        find_ranks(None, None)
 
 
 @pytest.mark.parametrize(("batch", "ranks"), [(4, 5), (2, 16)])
