@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import inspect
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import webdataset
 
@@ -265,6 +267,26 @@ def test_shards_for_evaluation_are_refused_whatever_they_are_called(
         in call("resample", lost / "*.tar", *options).err
     )
     assert call("resample", lost / "*.tar", *options, "--split", "train").status == 2
+
+
+@pytest.mark.parametrize("name", ["hard.tar", "test-a.tar", "val-000000.tar.gz", "v.tar.zst"])
+def test_a_shard_for_evaluation_stays_one_under_another_name_and_compressed(
+    name: str, call: Call, packed_cohort: Path, tmp_path: Path
+) -> None:
+    content = (packed_cohort / "val-000000.tar").read_bytes()
+    if name.endswith(".gz"):
+        content = gzip.compress(content)
+    elif name.endswith(".zst"):
+        content = pa.compress(content, codec="zstd", asbytes=True)
+    folder = shutil.copytree(packed_cohort, tmp_path / "cohort")
+    (tmp_path / name).write_bytes(content)
+    (folder / name).write_bytes(content)
+    options: tuple[object, ...] = ("--accept", "--target", "uniform", "--out", tmp_path / "out")
+    alone = call("resample", tmp_path / name, *options)
+    assert (alone.status, "no manifest is beside it" in alone.err) == (1, True)
+    unlisted = call("resample", folder / name, *options)
+    assert (unlisted.status, "does not list it" in unlisted.err) == (1, True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_damaged_manifest_beside_a_shard_is_no_permission(
