@@ -167,8 +167,7 @@ class PassingTar:
             parts.append(found)
             missing -= len(found)
         if missing:
-            if self.size is None:
-                self.size = offset + size - missing  # the stream ended, and so it is known where
+            self._end_at(offset + size - missing)
             raise TarDamageError(
                 f"member {name!r} needs bytes up to {offset + size}, the stream ends at "
                 f"{self.size}: it was cut"
@@ -191,8 +190,13 @@ class PassingTar:
             while gone and (found := self._stream.read(min(gone, _DISCARD_BYTES))):
                 gone -= len(found)
             if gone:
-                self.size = offset - gone
+                self._end_at(offset - gone)
         self._start = offset
+
+    def _end_at(self, offset: int) -> None:
+        """Know how long the tar is, now that the stream has ended."""
+        if self.size is None:
+            self.size = offset
 
     def _fill(self, needed: int, welcome: int) -> None:
         """Read until the buffer holds `needed` bytes, taking up to `welcome` that are there."""
@@ -204,6 +208,7 @@ class PassingTar:
             else:
                 found = self._stream.read(needed - held)
             if not found:
+                self._end_at(self._start + held)
                 break
             parts.append(found)
             held += len(found)

@@ -216,7 +216,7 @@ def test_a_stream_of_unknown_length_that_breaks_is_lost_to_its_end() -> None:
     assert [sample.key for sample in samples] == ["P1", "Q"]
     (skip,) = counts.skips
     assert (skip.key, skip.stop, skip.rest_of_shard) == ("P2", 5000, True)
-    assert "the stream ends at 5000" in skip.reason
+    assert "ends at byte 5000" in skip.reason
     assert counts.shards_lost == 1
 
 
