@@ -170,7 +170,7 @@ def _refuse_remote(urls: Urls) -> list[Any]:
 
 def _local(source: ShardSource) -> Path:
     """Give the path of a plain tar on local disk."""
-    path = Path(source.address)
+    path = Path(source.shown)
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):

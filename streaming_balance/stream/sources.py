@@ -203,8 +203,8 @@ def _pipes(item: str, *, allow_pipe: bool) -> list[ShardSource]:
 
 
 def _file(path: str) -> ShardSource:
-    """Give a file on disk."""
-    return ShardSource(kind="file", address=path, shown=path)
+    """Give a file on disk, and which one it is wherever the process goes before it is opened."""
+    return ShardSource(kind="file", address=str(Path(path).absolute()), shown=path)
 
 
 def _refuse_twice(sources: Sequence[ShardSource]) -> None:
