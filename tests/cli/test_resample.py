@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ import webdataset
 import streaming_balance as sb
 from streaming_balance.cli import resample as command
 from streaming_balance.cli.app import run
+from streaming_balance.errors import ShardError
 from streaming_balance.stream.frequencies import DEFAULT_WINDOW
-from streaming_balance.stream.resampling import DEFAULT_SHARD_BYTES
+from streaming_balance.stream.resampling import DEFAULT_SHARD_BYTES, resample
+from streaming_balance.stream.samples import StreamSample
 from streaming_balance.stream.steps import DEFAULT_BUFFER_BYTES
 from streaming_balance.stream.writing import RECORD_NAME
 from tests.cli.conftest import Call
@@ -439,3 +442,27 @@ def test_help_names_the_defaults_there_are() -> None:
     assert command.RECORD_NAME == RECORD_NAME
     assert run(["resample", "--help"]) == 0
     assert "--split" not in inspect.signature(command.resample).parameters
+
+
+def test_a_source_that_is_gone_at_the_end_of_the_pass_is_a_changed_one(
+    tars: Path, tmp_path: Path
+) -> None:
+    class Remover:
+        def begin(self, shards: Sequence[str]) -> None:
+            self.last = Path(shards[-1])
+
+        def add(self, sample: StreamSample) -> None:
+            pass
+
+        def finish(self) -> None:
+            self.last.unlink()
+
+    with pytest.raises(ShardError, match="was changed while it was read"):
+        resample(
+            f"{tars}/*.tar",
+            lambda stream: stream.reservoir(3),
+            out=tmp_path / "out",
+            label="json:grade",
+            observer=Remover(),
+        )
+    assert not (tmp_path / "out").exists()
