@@ -11,6 +11,7 @@ from pathlib import Path
 from streaming_balance.errors import ConfigError
 from streaming_balance.ingest.tables import read_table
 from streaming_balance.storage.manifest import JSON
+from streaming_balance.stream.sample_labels import text_in_json
 
 _JSON = "json:"
 _TABLE = "csv:"
@@ -95,9 +96,9 @@ class LabelSource:
         if self.label == "cls" and text is not None:
             label = text.decode("utf-8").strip() or None
         if details is not None and (self._label_path or self._patient_path):
-            document = json.loads(details.decode("utf-8"))
-            label = _looked_up(document, self._label_path) if self._label_path else label
-            patient = _looked_up(document, self._patient_path) if self._patient_path else patient
+            document = json.loads(details)
+            label = text_in_json(document, self._label_path) if self._label_path else label
+            patient = text_in_json(document, self._patient_path) if self._patient_path else patient
         return Told(label=label, patient=patient, split=told.split, columns=told.columns)
 
     def unused(self) -> list[str]:
@@ -131,30 +132,11 @@ class LabelSource:
         self._digest = hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).hexdigest()
 
 
-def _json_path(setting: str, text: str | None) -> tuple[str, ...] | None:
-    """Read `json:a.b`; None for anything else."""
+def _json_path(setting: str, text: str | None) -> str | None:
+    """Give what follows `json:`; None for anything else."""
     if text is None or not text.startswith(_JSON):
         return None
-    path = tuple(text.removeprefix(_JSON).split("."))
-    if "" in path:
+    path = text.removeprefix(_JSON)
+    if "" in path.split("."):
         raise ConfigError(f"{setting} is {text!r}; name a field: {setting}='json:a.b'.")
     return path
-
-
-def _looked_up(document: object, path: tuple[str, ...]) -> str | None:
-    """Give a field of a JSON document as text; None where it is absent or holds no single value."""
-    whole = ".".join(path)
-    if isinstance(document, dict) and whole in document:
-        value: object = document[whole]
-    else:
-        value = document
-        for name in path:
-            value = value.get(name) if isinstance(value, dict) else None
-    if isinstance(value, str):
-        return value.strip() or None
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    # 1 rather than 1.0: tables that have gaps write whole numbers as floats.
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() else str(value)
-    return str(value) if isinstance(value, int) else None

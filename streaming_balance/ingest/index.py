@@ -170,7 +170,7 @@ def _refuse_remote(urls: Urls) -> list[Any]:
 
 def _local(source: ShardSource) -> Path:
     """Give the path of a plain tar on local disk."""
-    path = Path(source.address)
+    path = Path(source.shown)
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -197,6 +197,10 @@ def _names(setting: str, names: str | Sequence[str] | None) -> tuple[str, ...] |
     if names is None:
         return None
     listed = tuple(name.strip() for name in names.split(",")) if isinstance(names, str) else names
-    if not listed or not all(isinstance(name, str) and name for name in listed):
+    if (
+        not isinstance(listed, Sequence)
+        or not listed
+        or not all(isinstance(name, str) and name for name in listed)
+    ):
         raise ConfigError(f"{setting} is {names!r}; it must be a list of non-empty names.")
     return tuple(listed)

@@ -136,10 +136,14 @@ class IndexBuilder:
         if other is not None:
             if (other.shard, other.offset) == (name, sample.offset):
                 return
+            way_out = (
+                "where each shard counts from 0, use unique_keys='shard' (--unique-keys shard)."
+            )
+            if self._rules.unique_keys == "shard":
+                way_out = "with unique_keys='shard', so must the names of shards. Rename one."
             raise ShardError(
                 f"{sample.url}: the key {sample.key!r} stands at byte {sample.offset}, and at byte "
-                f"{other.offset} of {other.shard}. Keys must differ: where each shard counts from "
-                "0, use unique_keys='shard' (--unique-keys shard)."
+                f"{other.offset} of {other.shard}. Keys must differ: {way_out}"
             )
         offsets = payload_offsets(sample, self._files, self._tar_rules)
         self._found[key] = self._read(sample, key, name, offsets)
@@ -168,6 +172,7 @@ class IndexBuilder:
             shard.check_unchanged()
         writer = IndexWriter(self._rules, self._labels, roles)
         shards = [_hashed(shard) for shard in self._shards.values()]
+        _refuse_equal(shards)
         manifest, warnings = writer.write(
             self._folder, found, shards, settings=self.settings(), rejected=rejected
         )
@@ -284,6 +289,18 @@ def index_report(manifest: Manifest, warnings: Sequence[str], *, is_new: bool) -
         warnings=tuple(warnings),
         is_new=is_new,
     )
+
+
+def _refuse_equal(shards: Iterable[IndexedShard]) -> None:
+    """Refuse a tar under two names: all of its samples would count twice, as different patients."""
+    first: dict[str | None, IndexedShard] = {}
+    for shard in shards:
+        other = first.setdefault(shard.sha256, shard)
+        if other is not shard:
+            raise ShardError(
+                f"{shard.path} and {other.path} are the same, byte for byte: every sample would "
+                "count twice. Name one of them."
+            )
 
 
 def _hashed(shard: IndexedShard) -> IndexedShard:

@@ -100,6 +100,14 @@ class StreamCounts:
         self.bytes_skipped += payload_bytes
         self.bytes_headers += span - payload_bytes
         self.shards_lost += skip.rest_of_shard
+        self.report(skip)
+
+    def report(self, skip: Skip) -> None:
+        """Keep the record of something left out, and log it, without counting it here.
+
+        Args:
+            skip: what and why; a sample that was handed over and then left out has its own count.
+        """
         if len(self.skips) < MAX_SKIPS_KEPT:
             self.skips.append(skip)
         else:

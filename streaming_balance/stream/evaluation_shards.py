@@ -8,15 +8,19 @@ manifest beside it; no option of a command can say otherwise.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 
-from streaming_balance.errors import ShardError, SplitError
+from streaming_balance.errors import BalanceError, ShardError, SplitError
 from streaming_balance.storage.layout import BLOCK, MANIFEST_NAME, is_shard_name
 from streaming_balance.storage.manifest import Manifest, read_manifest
 from streaming_balance.storage.tar import OWNER
+from streaming_balance.stream.compressed import decompressed
+from streaming_balance.stream.passing import FileStream
 from streaming_balance.stream.sources import ShardSource
 
 _OWNER_FIELD = slice(265, 265 + 32)  # where a tar header names the file's owner
+_COMPRESSED = (".gz", ".zst")
 _TRAINING = "train"  # splits whose name begins so may be balanced unless a manifest says otherwise
 
 
@@ -30,7 +34,7 @@ def refuse_evaluation_shards(sources: Iterable[ShardSource]) -> None:
 
     Raises:
         SplitError: a shard belongs to a split that is not for training, or was packed for one and
-            lost its manifest; or its manifest does not know it.
+            lost its manifest or its name; or its manifest does not know it.
         ShardError: the manifest beside a shard is damaged, so that nobody knows.
     """
     manifests: dict[Path, Manifest | None] = {}
@@ -93,27 +97,34 @@ def _refusal(source: ShardSource, split: str, manifest: Manifest) -> SplitError:
 
 
 def _is_packed(tar: Path) -> bool:
-    """Say whether a tar is one of our own: its first header names its packer."""
-    if not is_shard_name(tar.resolve().name):
+    """Say whether a tar is one of our own, whatever it is called: its first header says so.
+
+    One that was compressed since is looked into.
+    """
+    if not tar.is_file():
         return False
     try:
-        with tar.open("rb") as file:
-            return file.read(BLOCK)[_OWNER_FIELD].rstrip(b"\0") == OWNER
-    except OSError:
+        with closing(FileStream(tar.open("rb"), str(tar), owned=True)) as stream:
+            header = decompressed(stream, str(tar)).read(BLOCK)
+            return header[_OWNER_FIELD].rstrip(b"\0") == OWNER
+    except (OSError, BalanceError):
         # Whoever reads it next says why it cannot be read.
         return False
 
 
 def _check_without_entry(source: ShardSource, name: str, *, has_manifest: bool) -> None:
     """Judge one of our own shards that no manifest lists, by the split in its name."""
-    split = name.rpartition("-")[0]
-    if split.startswith(_TRAINING):
+    for ending in _COMPRESSED:
+        name = name.removesuffix(ending)
+    split = name.rpartition("-")[0] if is_shard_name(name) else None
+    if split is not None and split.startswith(_TRAINING):
         return
+    what = "by this program under another name" if split is None else f"for split {split!r}"
     where = (
         "the manifest beside it does not list it" if has_manifest else "no manifest is beside it"
     )
     raise SplitError(
-        f"{source.shown} was packed for split {split!r}, and {where}: nothing says that it may be "
-        f"rebalanced, and evaluation data never is. Name training shards, or stream them from the "
-        f"folder they were packed into."
+        f"{source.shown} was packed {what}, and {where}: nothing says that it may be rebalanced, "
+        f"and evaluation data never is. Name training shards, or stream them from the folder they "
+        f"were packed into, under the name they had there."
     )

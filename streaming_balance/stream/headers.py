@@ -16,6 +16,7 @@ from typing import NamedTuple
 from zlib import adler32
 
 from streaming_balance.errors import ShardError
+from streaming_balance.storage.layout import BLOCK
 
 _CHECKSUM = slice(148, 156)
 _CHECKSUM_AS_SPACES = 8 * ord(" ")
@@ -69,10 +70,10 @@ def read_plain_header(block: bytes) -> tuple[str, int] | None:
     """Read the header of a most ordinary file quickly.
 
     Args:
-        block: 512 bytes.
+        block: 512 bytes; fewer where the tar was cut.
 
     Returns:
-        Its name and size; None where anything is unusual, and `read_header` has to look.
+        Its name and size; None where anything is unusual or missing, and `read_header` has to look.
 
     Examples:
         >>> from streaming_balance.storage.tar import member_header
@@ -83,7 +84,10 @@ def read_plain_header(block: bytes) -> tuple[str, int] | None:
     """
     # 512 ASCII bytes add up to at most 65,024, below Adler's modulus of 65,521: its lower half is
     # their sum plus 1, ten times faster than `sum`.
-    if not block.isascii() or adler32(block) & 0xFFFF != _plain_total(block[_CHECKSUM]):
+    # Of a header that ends in zeros, a part adds up, too.
+    if len(block) != BLOCK or not block.isascii():
+        return None
+    if adler32(block) & 0xFFFF != _plain_total(block[_CHECKSUM]):
         return None
     if block[156:158] != b"0\0":
         return None

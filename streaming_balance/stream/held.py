@@ -91,7 +91,7 @@ def _restored(
         sample = StreamSample(saved["key"], url, shard, offset, stop, members, can_seek=False)
     else:
         place = Place(url=url, shard=shard, offset=offset, stop=stop)
-        sample = read_place(place, files, rules=rules)
+        sample = read_place(place, files, rules=rules, path=sources[shard].address)
     if sample.key != saved["key"]:
         raise ResumeError(
             f"{url}: sample {saved['key']!r} stood at byte {offset}, and now {sample.key!r} does. "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Callable
 from typing import IO, Protocol
 
@@ -17,6 +19,21 @@ _SMALL_MEAN_BYTES = 16 << 10
 _DISCARD_BYTES = 1 << 20
 # A payload is asked for in pieces of this size, so that memory follows what really arrives.
 _PIECE_BYTES = 64 << 20
+
+# What file objects of the standard library raise where they fail, or decompress what is damaged.
+_DAMAGED: tuple[type[Exception], ...] = (
+    OSError,
+    EOFError,
+    ValueError,
+    zlib.error,
+    zipfile.BadZipFile,
+)
+try:
+    from lzma import LZMAError
+except ImportError:  # Python can be built without lzma
+    pass
+else:
+    _DAMAGED += (LZMAError,)
 
 
 class ByteStream(Protocol):
@@ -83,7 +100,11 @@ class FileStream:
             found = read(count)
         except ShardError:
             raise
-        except (OSError, EOFError, ValueError) as error:
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"{self._name} is opened as text: open it in binary mode, and blocking."
+            ) from error
+        except _DAMAGED as error:
             raise ShardError(f"{self._name} cannot be read: {error}") from error
         if not isinstance(found, bytes):
             raise ConfigError(
@@ -146,9 +167,10 @@ class PassingTar:
             parts.append(found)
             missing -= len(found)
         if missing:
+            self._end_at(offset + size - missing)
             raise TarDamageError(
                 f"member {name!r} needs bytes up to {offset + size}, the stream ends at "
-                f"{offset + size - missing}: it was cut"
+                f"{self.size}: it was cut"
             )
         self._start, self._buffer = offset + size, b""
         return Payload(name, size, parts[0] if len(parts) == 1 else b"".join(parts))
@@ -167,7 +189,14 @@ class PassingTar:
             self._buffer = b""
             while gone and (found := self._stream.read(min(gone, _DISCARD_BYTES))):
                 gone -= len(found)
+            if gone:
+                self._end_at(offset - gone)
         self._start = offset
+
+    def _end_at(self, offset: int) -> None:
+        """Know how long the tar is, now that the stream has ended."""
+        if self.size is None:
+            self.size = offset
 
     def _fill(self, needed: int, welcome: int) -> None:
         """Read until the buffer holds `needed` bytes, taking up to `welcome` that are there."""
@@ -179,6 +208,7 @@ class PassingTar:
             else:
                 found = self._stream.read(needed - held)
             if not found:
+                self._end_at(self._start + held)
                 break
             parts.append(found)
             held += len(found)

@@ -194,8 +194,9 @@ def _refuse_changed(sources: Sequence[ShardSource], files: Sequence[SourceFile |
     for source, file in zip(sources, files, strict=True):
         if file is None:
             continue
-        status = Path(source.address).stat()
-        if (status.st_size, status.st_mtime_ns) != (file.size, file.changed_at):
+        path = Path(source.address)
+        status = path.stat() if path.exists() else None
+        if status is None or (status.st_size, status.st_mtime_ns) != (file.size, file.changed_at):
             raise ShardError(
                 f"{source.shown} was changed while it was read. Run the command again, and let "
                 f"nobody write to it meanwhile."

@@ -7,7 +7,7 @@ from typing import Any
 
 from streaming_balance.errors import BalanceError, ConfigError, ResumeError, ShardError
 from streaming_balance.stream.chain import ChainRun
-from streaming_balance.stream.counts import StreamCounts
+from streaming_balance.stream.counts import Skip, StreamCounts
 from streaming_balance.stream.finishing import Fields, collated, finished
 from streaming_balance.stream.held import HeldSamples, restorer
 from streaming_balance.stream.local import ShardFiles
@@ -177,10 +177,11 @@ class StreamRun:
             return True
         try:
             sample.label = label_of_sample(sample, recipe.label, required=recipe.needs_labels)
-        except ShardError:
+        except ShardError as error:
             if recipe.rules.on_error == "raise":
                 raise
             self.num_unlabelled += 1
+            self.counts.report(_without_class(sample, error))
             return False
         return True
 
@@ -227,3 +228,16 @@ class StreamRun:
                 recipe, epoch=self.epoch, files=self.files, counts=self.counts, spent=self.spent
             )
             self._reading.load(state["reading"])
+
+
+def _without_class(sample: StreamSample, error: ShardError) -> Skip:
+    """Make the record of a sample that is whole, but says no class."""
+    return Skip(
+        url=sample.url,
+        shard=sample.shard,
+        offset=sample.offset,
+        stop=sample.stop,
+        key=sample.key,
+        rest_of_shard=False,
+        reason=str(error),
+    )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from streaming_balance.errors import ConfigError, ShardError, did_you_mean
 from streaming_balance.stream.samples import StreamSample
+
+_JSON = "json:"
 
 
 def check_label(label: object) -> None:
@@ -16,7 +19,7 @@ def check_label(label: object) -> None:
     Raises:
         ConfigError: it is neither a field nor `json:FIELD`.
     """
-    if not isinstance(label, str) or not label or label == "json:":
+    if not isinstance(label, str) or not label or label == _JSON:
         raise ConfigError(
             f"label is {label!r}; it must be a field, such as 'cls', or 'json:FIELD', an entry of "
             f"the sample's json."
@@ -25,7 +28,48 @@ def check_label(label: object) -> None:
 
 def label_field(label: str) -> str:
     """Give the field that holds the class: `json` of `json:grade`."""
-    return "json" if label.startswith("json:") else label
+    return "json" if label.startswith(_JSON) else label
+
+
+def text_in_json(document: object, path: str) -> str | None:
+    """Give an entry of a JSON document as text: a class, or a patient.
+
+    Streams and indexes both ask here, so that a class has one name whoever reads it.
+
+    Args:
+        document: the document.
+        path: name of the entry; `a.b` is an entry of that very name, else `b` within `a`.
+
+    Returns:
+        The text; None where the entry is absent, empty, null, a list, a dict, or no finite number.
+
+    Raises:
+        ValueError: the text holds half a character, and no file could hold it.
+
+    Examples:
+        >>> text_in_json({"a": {"grade": 3.0}, "old": True}, "a.grade")
+        '3'
+        >>> text_in_json({"a": {"grade": 3.0}, "old": True}, "old")
+        'true'
+    """
+    if isinstance(document, dict) and path in document:
+        value: object = document[path]
+    else:
+        value = document
+        for name in path.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+    if isinstance(value, str):
+        value.encode()  # half a surrogate pair is refused here, not where a table is written
+        return value.strip() or None
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        # Data frames write NaN where nothing is known: it is no class, and no patient.
+        if not math.isfinite(value):
+            return None
+        # 1 rather than 1.0: tables that have gaps write whole numbers as floats.
+        return str(int(value)) if value.is_integer() else str(value)
+    return str(value) if isinstance(value, int) else None
 
 
 def label_of_sample(sample: StreamSample, label: str, *, required: bool) -> str | None:
@@ -84,11 +128,13 @@ def label_of_fields(fields: Mapping[str, Any], label: str) -> str:
 
 def _label_in(value: Any, label: str) -> str:  # noqa: ANN401 - bytes, or what they were decoded to
     """Give the class as text."""
-    if label.startswith("json:"):
-        if isinstance(value, bytes):
-            value = json.loads(value)
-        for part in label[5:].split("."):
-            value = value[part]
+    if label.startswith(_JSON):
+        document = json.loads(value) if isinstance(value, bytes) else value
+        found = text_in_json(document, label.removeprefix(_JSON))
+        if found is None:
+            wanted = label.removeprefix(_JSON)
+            raise ValueError(f"no text, number or truth value stands at {wanted!r}")
+        return found
     if isinstance(value, bytes):
         value = value.decode("utf-8")
     if isinstance(value, dict | list) or value is None:

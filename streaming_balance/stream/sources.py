@@ -129,15 +129,17 @@ def _expand_one(item: object, *, allow_pipe: bool) -> Sequence[ShardSource]:
     if hasattr(item, "read"):
         file = cast(IO[bytes], item)
         name = getattr(file, "name", None)
-        shown = without_secrets(name) if isinstance(name, str) else f"<{type(file).__name__}>"
+        is_named = isinstance(name, str) and name
+        shown = without_secrets(str(name)) if is_named else f"<{type(file).__name__}>"
         return [ShardSource(kind="object", address="", shown=shown, file=file)]
     if isinstance(item, os.PathLike):
-        return _paths(os.fsdecode(item))
+        item = os.fsdecode(item)
+        return _paths(_encodable(item))
     if not isinstance(item, str) or not item or "\0" in item:
         raise ConfigError(
             f"urls has {item!r}; an entry must be a path, a URL or a binary file object."
         )
-    if item == "-":
+    if _encodable(item) == "-":
         return [ShardSource(kind="stdin", address="-", shown="<standard input>")]
     if item.startswith("pipe:"):
         return _pipes(item, allow_pipe=allow_pipe)
@@ -154,8 +156,30 @@ def _expand_one(item: object, *, allow_pipe: bool) -> Sequence[ShardSource]:
             "allow_pipe=True."
         )
     if item.startswith("file:"):
-        item = unquote(urlsplit(item).path)
+        item = _path_in(item)
     return _paths(item)
+
+
+def _encodable(address: str) -> str:
+    """Give an address that the system can be asked for."""
+    try:
+        os.fsencode(address)
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"urls has {address!r}, which holds half a character: no file has such a name."
+        ) from error
+    return address
+
+
+def _path_in(url: str) -> str:
+    """Give the path of a `file:` URL."""
+    try:
+        path = unquote(urlsplit(url).path)
+    except ValueError as error:
+        raise ConfigError(f"urls has {url!r}, which is no URL: {error}.") from error
+    if not path or "\0" in path:
+        raise ConfigError(f"urls has {url!r}, which names no file. Write file:///folder/a.tar.")
+    return _encodable(path)
 
 
 def _paths(pattern: str) -> list[ShardSource]:
@@ -179,8 +203,8 @@ def _pipes(item: str, *, allow_pipe: bool) -> list[ShardSource]:
 
 
 def _file(path: str) -> ShardSource:
-    """Give a file on disk."""
-    return ShardSource(kind="file", address=path, shown=path)
+    """Give a file on disk, and which one it is wherever the process goes before it is opened."""
+    return ShardSource(kind="file", address=str(Path(path).absolute()), shown=path)
 
 
 def _refuse_twice(sources: Sequence[ShardSource]) -> None:

@@ -138,7 +138,8 @@ class SampleReader:
         Raises:
             ShardError: what stands there now is not one whole sample.
         """
-        return read_place(place, self.files, rules=self.rules)
+        path = self.sources[place.shard].address
+        return read_place(place, self.files, rules=self.rules, path=path)
 
     def close(self) -> None:
         """Close the shards this reader opened: payloads not read yet cannot be read any more."""
@@ -225,13 +226,16 @@ def read_members(
     return _members(expand(urls, allow_pipe=allow_pipe), chosen)
 
 
-def read_place(place: Place, files: ShardFiles, *, rules: TarRules | None = None) -> StreamSample:
+def read_place(
+    place: Place, files: ShardFiles, *, rules: TarRules | None = None, path: str | None = None
+) -> StreamSample:
     """Read one sample again from where it stands.
 
     Args:
         place: `place` of a sample that was read with the same rules.
         files: who opens local shards.
         rules: how strictly to read.
+        path: where the shard is, if not at `place.url` seen from the current folder.
 
     Returns:
         The same sample.
@@ -241,7 +245,7 @@ def read_place(place: Place, files: ShardFiles, *, rules: TarRules | None = None
     """
     chosen = replace(TarRules() if rules is None else rules, on_error="raise")
     names = {place.shard: place.url}
-    with closing(LocalTar(files.add(Path(place.url)))) as tar:
+    with closing(LocalTar(files.add(Path(place.url if path is None else path)))) as tar:
         samples = ShardSamples(
             tar,
             place.shard,

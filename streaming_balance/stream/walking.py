@@ -135,6 +135,7 @@ class TarWalk:
         self._extensions = Extensions()
         self._num_extensions = 0
         self._is_first = True
+        self._payload_end = start
 
     def __iter__(self) -> Iterator[Entry]:
         """Walk to the end of the tar.
@@ -161,6 +162,7 @@ class TarWalk:
                     end = offset + BLOCK + size
                     if size <= most and end <= total:
                         self._is_first = False
+                        self._payload_end = end
                         yield Entry(FILE, name, offset, offset + BLOCK, size, None)
                         begin = offset = end + (-size & (BLOCK - 1))
                         continue
@@ -200,6 +202,7 @@ class TarWalk:
         self._is_first = False
         self._num_extensions = 0
         self._extensions.start_next()
+        self._payload_end = entry.payload_offset + entry.size
         return entry, entry.payload_offset + entry.size + (-entry.size & (BLOCK - 1))
 
     def _header(self, block: bytes, offset: int) -> Header:
@@ -292,6 +295,12 @@ class TarWalk:
 
     def _check_cut(self, block: bytes, offset: int) -> None:
         """Raise unless a tar may end here, where its next header or its end is due."""
+        size = self._tar.size
+        # Payloads that nobody takes are passed over: of a stream, only now is it known that it
+        # ended within one.
+        if size is not None and size < self._payload_end:
+            self.offset = size
+            raise self._cut(f"the payload of a member up to byte {self._payload_end}", size)
         if offset == 0 and not block:
             raise TarDamageError("it is empty, not a tar")
         whole = not block and not self._is_first and not self._extensions.wait_for_a_member
@@ -328,4 +337,5 @@ class TarWalk:
 
     def _cut(self, due: str, end: int) -> TarDamageError:
         """Say that the tar ends too early."""
+        end = end if self._tar.size is None else min(end, self._tar.size)
         return TarDamageError(f"the tar ends at byte {end}, where {due} is due: it was cut")

@@ -21,6 +21,7 @@ from streaming_balance.stream.shown import without_secrets
 MAX_REDIRECTS = 5
 
 _OK = 200
+_MAX_LENGTH_DIGITS = 20  # 2^64 has as many
 _WAYS_OUT = {
     401: "A login is needed: write it into the URL, or fetch the shard by a program with pipe:.",
     403: "Access is refused: has a signed URL expired?",
@@ -118,7 +119,7 @@ class WebStream:
         length = headers.get("Content-Length")
         if length is None or self._response.chunked:
             return None
-        if not length.strip().isdecimal():
+        if not length.strip().isdecimal() or len(length) > _MAX_LENGTH_DIGITS:
             raise ShardError(f"{self._name} answers with Content-Length {length[:40]!r}.")
         return int(length)
 
@@ -131,7 +132,7 @@ class WebStream:
                 f"{self._name} sent nothing for {self._timeout_seconds:g} s after byte "
                 f"{self._received:,}: the connection was given up."
             ) from error
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise ShardError(
                 f"{self._name} broke off after byte {self._received:,}: {error}. Read it again."
             ) from error
@@ -184,7 +185,10 @@ def _request(url: str) -> urllib.request.Request:
     shown = without_secrets(url)
     if not url.isascii() or not url.isprintable() or " " in url:
         raise ConfigError(f"urls has {shown!r}: write spaces and foreign letters in it as %XX.")
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigError(f"urls has {shown!r}, which is no URL: {error}.") from None
     try:
         port = parts.port
     except ValueError:

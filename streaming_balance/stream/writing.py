@@ -176,6 +176,9 @@ class TarFolder:
         """Refuse a folder with anything in it that an earlier run here did not write."""
         if self._out.exists() and not self._out.is_dir():
             raise ConfigError(f"{self._out} is a file; name a folder.")
+        if self._out.is_mount():
+            # It takes its name at the end, which no mount point can: found now, not hours later.
+            raise ConfigError(f"{self._out} is a mount point; name a folder within it.")
         found = {path.name for path in self._out.iterdir()} if self._out.exists() else set()
         if not found:
             return

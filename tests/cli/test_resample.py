@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import inspect
 import json
@@ -11,18 +12,22 @@ import subprocess
 import sys
 import tarfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import webdataset
 
 import streaming_balance as sb
 from streaming_balance.cli import resample as command
 from streaming_balance.cli.app import run
+from streaming_balance.errors import ShardError
 from streaming_balance.stream.frequencies import DEFAULT_WINDOW
-from streaming_balance.stream.resampling import DEFAULT_SHARD_BYTES
+from streaming_balance.stream.resampling import DEFAULT_SHARD_BYTES, resample
+from streaming_balance.stream.samples import StreamSample
 from streaming_balance.stream.steps import DEFAULT_BUFFER_BYTES
 from streaming_balance.stream.writing import RECORD_NAME
 from tests.cli.conftest import Call
@@ -267,6 +272,26 @@ def test_shards_for_evaluation_are_refused_whatever_they_are_called(
     assert call("resample", lost / "*.tar", *options, "--split", "train").status == 2
 
 
+@pytest.mark.parametrize("name", ["hard.tar", "test-a.tar", "val-000000.tar.gz", "v.tar.zst"])
+def test_a_shard_for_evaluation_stays_one_under_another_name_and_compressed(
+    name: str, call: Call, packed_cohort: Path, tmp_path: Path
+) -> None:
+    content = (packed_cohort / "val-000000.tar").read_bytes()
+    if name.endswith(".gz"):
+        content = gzip.compress(content)
+    elif name.endswith(".zst"):
+        content = pa.compress(content, codec="zstd", asbytes=True)
+    folder = shutil.copytree(packed_cohort, tmp_path / "cohort")
+    (tmp_path / name).write_bytes(content)
+    (folder / name).write_bytes(content)
+    options: tuple[object, ...] = ("--accept", "--target", "uniform", "--out", tmp_path / "out")
+    alone = call("resample", tmp_path / name, *options)
+    assert (alone.status, "no manifest is beside it" in alone.err) == (1, True)
+    unlisted = call("resample", folder / name, *options)
+    assert (unlisted.status, "does not list it" in unlisted.err) == (1, True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_damaged_manifest_beside_a_shard_is_no_permission(
     call: Call, packed_cohort: Path, tmp_path: Path
 ) -> None:
@@ -417,3 +442,27 @@ def test_help_names_the_defaults_there_are() -> None:
     assert command.RECORD_NAME == RECORD_NAME
     assert run(["resample", "--help"]) == 0
     assert "--split" not in inspect.signature(command.resample).parameters
+
+
+def test_a_source_that_is_gone_at_the_end_of_the_pass_is_a_changed_one(
+    tars: Path, tmp_path: Path
+) -> None:
+    class Remover:
+        def begin(self, shards: Sequence[str]) -> None:
+            self.last = Path(shards[-1])
+
+        def add(self, sample: StreamSample) -> None:
+            pass
+
+        def finish(self) -> None:
+            self.last.unlink()
+
+    with pytest.raises(ShardError, match="was changed while it was read"):
+        resample(
+            f"{tars}/*.tar",
+            lambda stream: stream.reservoir(3),
+            out=tmp_path / "out",
+            label="json:grade",
+            observer=Remover(),
+        )
+    assert not (tmp_path / "out").exists()

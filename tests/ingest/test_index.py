@@ -321,6 +321,27 @@ def test_keys_that_start_anew_in_each_shard_are_told_apart_by_its_name(tmp_path:
     np.testing.assert_array_equal(shards.read("train", 0)["image"], np.eye(3))
 
 
+def test_shards_of_one_name_are_refused_where_it_tells_keys_apart(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a" / "t.tar", samples("000"))
+    write_tar(tmp_path / "b" / "t.tar", samples("000", label="2"))
+    with pytest.raises(ShardError, match=r"so must the names of shards\. Rename one"):
+        index_shards(str(tmp_path / "*/t.tar"), out=tmp_path / "i", unique_keys="shard")
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link", "copy"])
+def test_a_tar_under_two_names_is_refused(kind: str, tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", {"000.txt": b"x", "000.cls": b"0"})
+    if kind == "link":
+        (tmp_path / "b.tar").symlink_to(path)
+    elif kind == "hard link":
+        (tmp_path / "b.tar").hardlink_to(path)
+    else:
+        shutil.copy(path, tmp_path / "b.tar")
+    with pytest.raises(ShardError, match=r"b\.tar and .*a\.tar are the same.*count twice"):
+        index_shards(str(tmp_path / "*.tar"), out=tmp_path / "i", unique_keys="shard")
+    assert not (tmp_path / "i" / MANIFEST_NAME).exists()
+
+
 def test_keys_are_kept_as_they_are_folders_letters_and_case(tmp_path: Path) -> None:
     keys = ["dir/P 1", "dir/p 1", "Größe"]
     path = write_tar(tmp_path / "a.tar", samples(*keys))
@@ -642,6 +663,7 @@ def test_two_indexers_of_one_folder_are_told_apart(tmp_path: Path) -> None:
         ({"classes": "0"}, "label '1' of 1 sample"),
         ({"train_splits": ["val"]}, "train_splits"),
         ({"classes": []}, "classes is"),
+        ({"classes": 5}, "classes is"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(

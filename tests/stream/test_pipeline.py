@@ -20,6 +20,7 @@ import pytest
 import streaming_balance as sb
 from streaming_balance.errors import ConfigError, ResumeError, ShardError
 from streaming_balance.stream.pipeline import Stream
+from tests.stream.tars import put, tar_of
 
 LABELS = {"HGG": 18, "LGG": 6}
 
@@ -336,3 +337,26 @@ def test_the_name_is_the_function_and_the_package_in_any_order_of_imports(
         [sys.executable, "-c", script + use], capture_output=True, text=True, check=False
     )
     assert ended.returncode == 0, ended.stderr
+
+
+def test_a_stream_reads_the_files_it_was_given_wherever_the_process_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("mine", "others"):
+        (tmp_path / folder).mkdir()
+        for name in ("a", "b"):
+            content = tar_of({f"{name}.cls": folder.encode()})
+            put(tmp_path / folder, content, f"{name}.tar")
+    monkeypatch.chdir(tmp_path / "mine")
+    samples = iter(sb.stream("*.tar"))
+    found = [next(samples)]
+    before, after = (sb.stream("*.tar").shuffle(1 << 20) for _ in range(2))
+    next(iter(before))
+    monkeypatch.chdir(tmp_path / "others")
+    after.load_state_dict(before.state_dict())
+    assert [sample["cls"] for sample in after] == [b"mine"]
+    found += samples
+    assert [(sample["__url__"], sample["cls"]) for sample in found] == [
+        ("a.tar", b"mine"),
+        ("b.tar", b"mine"),
+    ]

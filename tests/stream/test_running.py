@@ -133,6 +133,9 @@ def test_a_sample_whose_class_cannot_be_read_comes_again_or_is_counted(tmp_path:
     lax = stream_of(tmp_path, on_error="skip").shuffle(1 << 20)
     assert sorted(item["__key__"] for item in lax) == ["P0", "P1", "P3"]
     assert lax.stats()["totals"]["unlabelled"] == 1
+    (skip,) = lax.stats()["read"]["skips"]
+    assert (skip["key"], skip["offset"], skip["stop"]) == ("P2", 2048, 3072)
+    assert "there is no class in its json" in skip["reason"]
     check_totals(lax, delivered=3, taken=3)
 
 

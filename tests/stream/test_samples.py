@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from streaming_balance.errors import ConfigError, ShardError
 from streaming_balance.stream.counts import MAX_SKIPS_KEPT, StreamCounts
 from streaming_balance.stream.local import ShardFiles
-from streaming_balance.stream.rules import TarRules
+from streaming_balance.stream.rules import MissingEnd, TarRules
 from streaming_balance.stream.sources import expand
 from streaming_balance.stream.tarstream import SampleReader, read_place, read_samples
 from tests.stream.tars import (
@@ -215,7 +215,8 @@ def test_a_stream_of_unknown_length_that_breaks_is_lost_to_its_end() -> None:
     samples, counts = read_all([io.BytesIO(content), io.BytesIO(tar_of({"Q.cls": b"1"}))], SKIP)
     assert [sample.key for sample in samples] == ["P1", "Q"]
     (skip,) = counts.skips
-    assert (skip.key, skip.stop, skip.rest_of_shard) == ("P2", None, True)
+    assert (skip.key, skip.stop, skip.rest_of_shard) == ("P2", 5000, True)
+    assert "ends at byte 5000" in skip.reason
     assert counts.shards_lost == 1
 
 
@@ -362,3 +363,37 @@ def test_keys_with_dots_are_kept_whole_when_asked(tmp_path: Path) -> None:
 def test_settings_that_are_none_are_named(setting: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TarRules(**setting)  # type: ignore[arg-type]
+
+
+PASSED_OVER = tar_of({"P1.cls": b"1", "README": bytes(5000), "P2.cls": b"2"})
+
+
+@pytest.mark.parametrize("length", [1536, 1537, 3000, 6535])
+@pytest.mark.parametrize("missing_end", ["refuse", "accept"])
+def test_a_stream_cut_within_a_member_that_makes_no_sample_is_cut_there(
+    length: int, missing_end: MissingEnd
+) -> None:
+    # README's payload is bytes 1536 to 6536; nobody takes it, and P2 behind it is lost.
+    with pytest.raises(ShardError, match=f"the tar ends at byte {length}, where .* it was cut"):
+        read_all(io.BytesIO(PASSED_OVER[:length]), TarRules(missing_end=missing_end))
+    samples, counts = read_all(
+        io.BytesIO(PASSED_OVER[:length]), TarRules(missing_end=missing_end, on_error="skip")
+    )
+    assert (samples, counts.samples_skipped, counts.shards_lost) == ([], 1, 1)
+    assert counts.bytes_read == length
+
+
+def test_a_stream_that_lacks_its_end_and_padding_is_read_when_asked() -> None:
+    rules = TarRules(missing_end="accept")
+    samples, counts = read_all(io.BytesIO(PASSED_OVER[:6536]), rules)
+    assert ([sample.key for sample in samples], counts.bytes_read) == (["P1"], 6536)
+
+
+def test_a_stream_counts_the_bytes_that_came_whatever_a_header_claims() -> None:
+    huge = tarfile.TarInfo("P2.cls")
+    huge.size = 1 << 80
+    content = tar_of({"P1.cls": b"1"})[:1024] + huge.tobuf(tarfile.GNU_FORMAT) + bytes(3000)
+    samples, counts = read_all(io.BytesIO(content), TarRules(on_error="skip"))
+    assert [sample.key for sample in samples] == ["P1"]
+    assert (counts.bytes_read, counts.skips[0].stop) == (len(content), len(content))
+    assert "ends at byte 4536" in counts.skips[0].reason

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import lzma
 import os
+import random
 import subprocess
 import sys
 import threading
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 from shutil import which
 from typing import Any
@@ -17,6 +22,7 @@ from hypothesis import strategies as st
 
 from streaming_balance.errors import ConfigError, ShardError
 from streaming_balance.stream.patterns import expand_braces
+from streaming_balance.stream.rules import TarRules
 from streaming_balance.stream.sources import expand
 from tests.stream.tars import COHORT, Trickle, contents, put, read_all, tar_of
 
@@ -141,6 +147,12 @@ def test_globs_are_sorted_and_a_list_keeps_its_order(tmp_path: Path) -> None:
         ([3], "urls has 3"),
         ({"a.tar": 1}, "urls is {"),
         ("a\0.tar", "an entry must be"),
+        ("\ud800.tar", "half a character"),
+        (Path("\ud800.tar"), "half a character"),
+        ("pipe:cat \ud800.tar", "half a character"),
+        ("file:///%00.tar", "names no file"),
+        ("file:", "names no file"),
+        ("file://[x/a.tar", "is no URL"),
     ],
 )
 def test_what_names_no_shard_is_refused(urls: Any, message: str) -> None:
@@ -224,6 +236,46 @@ def test_text_files_and_files_that_fail_are_refused() -> None:
     closed.close()
     with pytest.raises(ShardError, match="closed file"):
         read_all(closed)
+
+
+def test_a_tar_opened_as_text_is_refused_with_how_to_open_it(tmp_path: Path) -> None:
+    with (
+        Path(put(tmp_path, tar_of({"P1.cls": b"\xff"}))).open(encoding="utf-8") as file,
+        pytest.raises(ConfigError, match="open it in binary mode"),
+    ):
+        read_all(file)
+
+
+@pytest.mark.parametrize("module", [gzip, lzma], ids=["gzip", "lzma"])
+def test_damage_that_a_file_object_finds_is_damage_of_the_shard(module: Any) -> None:
+    members = {f"P{number}.cls": random.Random(number).randbytes(9000) for number in range(20)}
+    whole = module.compress(tar_of(members))
+    # Far back in a stored block or in the index behind: what is read ahead is sound.
+    for at in range(20, len(whole), len(whole) // 150):
+        damaged = whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :]
+        file = module.open(io.BytesIO(damaged))
+        with suppress(ShardError):
+            assert contents(read_all(file)[0]) == members
+        _, counts = read_all(module.open(io.BytesIO(damaged)), TarRules(on_error="skip"))
+        assert counts.shards_read + counts.shards_lost == 1
+
+
+def test_damage_in_a_zip_file_is_damage_of_the_shard() -> None:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a.tar", tar_of({"P1.cls": b"1" * 9000}))
+    damaged = file.getvalue().replace(b"1" * 9000, b"1" * 8999 + b"2")
+    with (
+        zipfile.ZipFile(io.BytesIO(damaged)) as archive,
+        archive.open("a.tar") as file_in_it,
+        pytest.raises(ShardError, match="cannot be read: Bad CRC-32"),
+    ):
+        read_all(file_in_it)
+
+
+def test_a_file_object_without_a_name_is_called_by_its_kind() -> None:
+    file = gzip.open(io.BytesIO(gzip.compress(b"no tar")))  # noqa: SIM115 - of memory
+    assert shown(file) == ["<GzipFile>"]
 
 
 def test_standard_input_is_a_shard(tmp_path: Path) -> None:

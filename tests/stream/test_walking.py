@@ -15,7 +15,7 @@ from shutil import which
 import pytest
 
 from streaming_balance.errors import ShardError
-from streaming_balance.stream.rules import TarRules
+from streaming_balance.stream.rules import MissingEnd, TarRules
 from streaming_balance.stream.tarstream import StreamMember, read_members
 from tests.stream.tars import COHORT, END, header, member, pax, put, tar_of, with_checksum
 
@@ -432,3 +432,15 @@ def test_passing_over_volumes_reads_none_of_them(tmp_path: Path) -> None:
     assert time.process_time() - started < 1  # 120 GiB
     assert [m.size for m in found] == [volume, 1] * 20
     assert all(m.payload.read() == b"1" for m in found[1::2])
+
+
+@pytest.mark.parametrize("missing_end", ["refuse", "accept"])
+def test_a_cut_within_a_header_whose_rest_is_zeros_is_a_cut(
+    missing_end: MissingEnd, tmp_path: Path
+) -> None:
+    # tarfile writes zeros behind the magic of ustar, so what is left of the header adds up.
+    content = tar_of({"P1.cls": b"1", "P2.cls": b""}, tarfile.USTAR_FORMAT)
+    assert content[1024 + 265 : 1024 + 329] == bytes(64)
+    rules = TarRules(missing_end=missing_end)
+    for length in (265, 300, 329, 345, 346, 400, 511):
+        refused(tmp_path, content[: 1024 + length], f"ends at byte {1024 + length}", rules)

@@ -280,7 +280,14 @@ def test_no_message_shows_a_secret() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://", "http://host:port/a.tar", "http://host/a b.tar", "http://hôst/a.tar"]
+    "url",
+    [
+        "http://",
+        "http://host:port/a.tar",
+        "http://host/a b.tar",
+        "http://hôst/a.tar",
+        "http://[::1/a.tar",
+    ],
 )
 def test_urls_that_are_none_are_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="urls has"):
@@ -302,3 +309,22 @@ def test_a_shard_that_breaks_is_left_out_and_the_next_goes_on() -> None:
     assert (counts.shards_read, counts.shards_lost) == (2, 1)
     (skip,) = counts.skips
     assert skip.stop == len(tar_of({f"b{number}.cls": b"1" for number in range(5)}))
+
+
+def test_a_length_of_more_digits_than_any_file_has_is_an_error() -> None:
+    with (
+        serving(lambda request: reply(request, CONTENT, Content_Length="9" * 5000)) as url,
+        pytest.raises(ShardError, match="Content-Length '9999"),
+    ):
+        read_all(f"{url}/train.tar")
+
+
+def test_a_chunk_of_less_than_nothing_is_an_error() -> None:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("Transfer-Encoding", "chunked")
+        request.end_headers()
+        request.wfile.write(b"-5\r\n" + CONTENT)
+
+    with serving(answer) as url, pytest.raises(ShardError, match="broke off after byte 0"):
+        read_all(f"{url}/train.tar")

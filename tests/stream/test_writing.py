@@ -144,6 +144,12 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     assert (out / "notes.txt").read_text() == "mine"
 
 
+def test_a_mount_point_is_refused_before_anything_is_read() -> None:
+    # /proc is one everywhere; its parent would take the work folder.
+    with pytest.raises(ConfigError, match="/proc is a mount point; name a folder within it"):
+        TarFolder(Path("/proc"), shard_bytes=1 << 20, overwrite=False)
+
+
 def test_an_earlier_run_is_replaced_only_when_asked_and_only_once_the_new_one_is_whole(
     tmp_path: Path,
 ) -> None:
