@@ -19,7 +19,10 @@ from streaming_balance.stream.seen import SeenKeys
 from streaming_balance.stream.walking import FOLDER, Entry, TarBytes, TarWalk, WalkLimits
 
 MAX_FIELDS = 10_000  # members of one sample
-_WAY_OUT = "Fetch or write the shard again, or read with on_error='skip' to leave out and count."
+_WAY_OUT = (
+    "Fetch or write the shard again; a stream leaves out and counts such places with "
+    "on_error='skip' (resample --on-error skip)."
+)
 
 
 @dataclass(slots=True)

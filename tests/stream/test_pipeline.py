@@ -336,3 +336,9 @@ def test_the_name_is_the_function_and_the_package_in_any_order_of_imports(
         [sys.executable, "-c", script + use], capture_output=True, text=True, check=False
     )
     assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("label", ["", "json:", "jsn:grade", "csv:labels.csv", 3])
+def test_a_label_that_names_no_field_is_refused_before_anything_is_read(label: Any) -> None:
+    with pytest.raises(ConfigError, match=r"must be a field.*'json:FIELD'"):
+        sb.stream([], label=label)
