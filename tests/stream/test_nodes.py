@@ -234,7 +234,7 @@ def test_what_is_no_state_of_a_loader_is_refused(shards: Path) -> None:
     chain = stream_of(shards)
     for state in ({}, {"_snapshot": None}, chain.state_dict(), None):
         with pytest.raises(ResumeError, match="no state of a stream's loader"):
-            loader.load_state_dict(state)  # type: ignore[arg-type]
+            loader.load_state_dict(state)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
