@@ -112,7 +112,16 @@ class Stream(Steps):
 
         Samples that stages hold are kept by their place where the source can seek, and are read
         again; whole otherwise.
+
+        Raises:
+            ConfigError: the chain has no shards, and therefore no place.
         """
+        if not self.recipe.sources:
+            raise ConfigError(
+                "this chain has no shards, so nothing says where it stands in the samples of "
+                "others, and no state could go on there. To resume, stream the shards themselves: "
+                "streaming_balance.stream(urls)."
+            )
         return {**self._identity(), "run": self._run.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
