@@ -218,7 +218,7 @@ class ShardSamples:
     def _lose_rest(self, error: ShardError) -> None:
         """Raise for damage after which nothing is certain, or count the rest as lost."""
         opened, at = self._open, self._walk.offset
-        text = f"{self._names[self._shard]}: at byte {at}: {error}."
+        text = f"{self._names[self._shard]}: at byte {at}: {str(error).removesuffix('.')}."
         if opened is not None:
             text += f" Sample {opened.key!r}, begun at byte {opened.offset}, may lack members."
         if self._rules.on_error == "raise":
