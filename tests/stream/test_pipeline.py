@@ -232,7 +232,7 @@ def test_a_killed_producer_is_an_error_and_not_an_end(shards: Path) -> None:
     script += "os.write(1, b[: len(b) // 2 // 512 * 512]); os.kill(os.getpid(), signal.SIGKILL)"
     command = shlex.join([sys.executable, "-c", script, str(shards / "s-0.tar")])
     stream = iter(sb.stream(f"pipe:{command}", allow_pipe=True))
-    got = []
+    got: list[str] = []
     # One sentence ends before the next begins.
     with pytest.raises(ShardError, match=r"killed by signal 9[^.]*\. [A-Z]"):
         got.extend(sample["__key__"] for sample in stream)
