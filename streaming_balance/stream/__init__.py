@@ -1,7 +1,8 @@
 """Balancing what passes by once: strict tar streams, stages over them, and their faces.
 
 `streaming_balance.stream(urls)` begins a chain, and `streaming_balance.stream` is this package: one
-name for both, so this module can be called.
+name for both, so this module can be called. `help` knows its settings as
+`streaming_balance.stream.pipeline.stream`, and the stages as those of `Stream` there.
 """
 
 from __future__ import annotations

@@ -19,7 +19,10 @@ from streaming_balance.stream.seen import SeenKeys
 from streaming_balance.stream.walking import FOLDER, Entry, TarBytes, TarWalk, WalkLimits
 
 MAX_FIELDS = 10_000  # members of one sample
-_WAY_OUT = "Fetch or write the shard again, or read with on_error='skip' to leave out and count."
+_WAY_OUT = (
+    "Fetch or write the shard again; a stream leaves out and counts such places with "
+    "on_error='skip' (resample --on-error skip)."
+)
 
 
 @dataclass(slots=True)
@@ -215,7 +218,7 @@ class ShardSamples:
     def _lose_rest(self, error: ShardError) -> None:
         """Raise for damage after which nothing is certain, or count the rest as lost."""
         opened, at = self._open, self._walk.offset
-        text = f"{self._names[self._shard]}: at byte {at}: {error}."
+        text = f"{self._names[self._shard]}: at byte {at}: {str(error).removesuffix('.')}."
         if opened is not None:
             text += f" Sample {opened.key!r}, begun at byte {opened.offset}, may lack members."
         if self._rules.on_error == "raise":

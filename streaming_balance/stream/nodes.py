@@ -183,7 +183,17 @@ class StreamLoader(StatefulDataLoader[Fields]):  # type: ignore[misc]  # torchda
         return super().__iter__()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a state says; what differs from it is named once iterated."""
+        """Go on where a state says; what differs in the stream is named once iterated.
+
+        Raises:
+            ResumeError: it is no state of a loader, or of one with another number of workers.
+        """
+        found = _workers_of(state_dict)
+        if found != self.num_workers:
+            raise ResumeError(
+                f"the state is of a loader with {found} workers, this one has {self.num_workers}. "
+                f"Build the loader with num_workers={found}, or start anew."
+            )
         if self.num_workers > 0 and self._iterator is not None:
             self._iterator._shutdown_workers()
         super().load_state_dict(state_dict)
@@ -311,6 +321,19 @@ def stream_loader(
         persistent_workers=num_workers > 0,
         snapshot_every_n_steps=snapshot_every_n_steps,
     )
+
+
+def _workers_of(state: Mapping[str, Any]) -> int:
+    """Give the number of workers of the loader whose state this is."""
+    try:
+        if "_num_yielded" in state:
+            return 0
+        return int(state["_snapshot"]["_main_snapshot"]["_num_workers"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResumeError(
+            "this is no state of a stream's loader; it must be what the loader's state_dict() gave."
+            " The state of the stream itself is loaded by the stream."
+        ) from error
 
 
 def _check_workers(steps: int | None, count: int) -> None:

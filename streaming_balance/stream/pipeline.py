@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from streaming_balance.errors import BalanceError, ConfigError, ResumeError
 from streaming_balance.plan.options import whole_number
 from streaming_balance.stream.chain import ChainRun
-from streaming_balance.stream.dicts import DictItem
+from streaming_balance.stream.dicts import DictChain, DictItem
 from streaming_balance.stream.finishing import Fields, collated, finished
 from streaming_balance.stream.names import KeyRule
 from streaming_balance.stream.recipe import Recipe
@@ -46,7 +46,9 @@ class Stream(Steps):
         # Counts how often the place was moved, so that iterators from before do not go on.
         self._moves = 0
         # Stages at work on samples of others, while nobody applies them.
-        self._idle_chain: ChainRun | None = None
+        self._idle_chain: DictChain | None = None
+        # Those of the last call, for the counts.
+        self._last_chain: DictChain | None = None
 
     @property
     def epoch(self) -> int:
@@ -91,14 +93,17 @@ class Stream(Steps):
         """
         chain, self._idle_chain = self._idle_chain, None
         if chain is None:
-            chain = ChainRun(self.recipe.begin_stages(0))
+            chain = DictChain(ChainRun(self.recipe.begin_stages(0)), self.recipe.label)
+        self._last_chain = chain
         going: list[DictItem] = []
-        for item in chain.over(DictItem(fields, self.recipe.label) for fields in samples):
+        for item in chain.over(samples):
             going += item if isinstance(item, list) else [item]
             if len(going) >= (self.recipe.batch_size or 1):
+                chain.num_delivered += len(going)
                 yield _finished(self.recipe, going)
                 going = []
         if going:
+            chain.num_delivered += len(going)
             yield _finished(self.recipe, going)
         self._idle_chain = chain
 
@@ -107,7 +112,16 @@ class Stream(Steps):
 
         Samples that stages hold are kept by their place where the source can seek, and are read
         again; whole otherwise.
+
+        Raises:
+            ConfigError: the chain has no shards, and therefore no place.
         """
+        if not self.recipe.sources:
+            raise ConfigError(
+                "this chain has no shards, so nothing says where it stands in the samples of "
+                "others, and no state could go on there. To resume, stream the shards themselves: "
+                "streaming_balance.stream(urls)."
+            )
         return {**self._identity(), "run": self._run.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -133,9 +147,13 @@ class Stream(Steps):
         Returns:
             `epoch`; `read`, the counts of the shards (see `StreamCounts`); `totals`, in which
             read + copies = delivered + rejected + buffered samples, and the shards delivered
-            read + unlabelled + left_to_others; and `stages` in the order of the chain.
+            read + unlabelled + left_to_others; and `stages` in the order of the chain. Of a chain
+            without shards, `totals` and `stages` are those of the last call in this process.
         """
-        return self._run.stats()
+        found = self._run.stats()
+        if self._last_chain is not None and not self.recipe.sources:
+            found |= self._last_chain.stats()
+        return found
 
     def to_dataset(
         self, *, rank: int | None = None, num_ranks: int | None = None, steps: int | None = None

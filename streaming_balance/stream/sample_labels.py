@@ -19,11 +19,13 @@ def check_label(label: object) -> None:
     Raises:
         ConfigError: it is neither a field nor `json:FIELD`.
     """
-    if not isinstance(label, str) or not label or label == _JSON:
-        raise ConfigError(
-            f"label is {label!r}; it must be a field, such as 'cls', or 'json:FIELD', an entry of "
-            f"the sample's json."
-        )
+    is_field = isinstance(label, str) and label != "" and ":" not in label
+    if is_field or (isinstance(label, str) and label.startswith(_JSON) and label != _JSON):
+        return
+    raise ConfigError(
+        f"label is {label!r}; it must be a field, such as 'cls', or 'json:FIELD', an entry of the "
+        f"sample's json. Tables of labels ('csv:FILE') are read by streaming-balance index alone."
+    )
 
 
 def label_field(label: str) -> str:

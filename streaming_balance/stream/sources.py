@@ -153,7 +153,7 @@ def _expand_one(item: object, *, allow_pipe: bool) -> Sequence[ShardSource]:
         raise ConfigError(
             f"urls has {without_secrets(item)!r}: {scheme}:// is not read directly. Use a program "
             "that writes it to its standard output, such as 'pipe:aws s3 cp s3://... -', with "
-            "allow_pipe=True."
+            "allow_pipe=True (--allow-pipe)."
         )
     if item.startswith("file:"):
         item = _path_in(item)
@@ -194,7 +194,7 @@ def _pipes(item: str, *, allow_pipe: bool) -> list[ShardSource]:
     if not allow_pipe:
         raise ConfigError(
             f"urls has {shown_command(command_words(item[5:]))!r}, which would start a program. "
-            "Say allow_pipe=True if you wrote it yourself."
+            "Say allow_pipe=True (--allow-pipe) if you wrote it yourself."
         )
     return [
         ShardSource(kind="pipe", address=command, shown=shown_command(command_words(command)))

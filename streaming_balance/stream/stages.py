@@ -291,7 +291,8 @@ class StageRun(ABC, Generic[Item, Output]):
             hint = did_you_mean(item.label, declared)
         raise ConfigError(
             f"{self.stage.name}: sample {item.key!r} {found}. Classes: {listed(declared)}.{hint} "
-            f"Declare the class, or set unknown='drop' to leave such samples out and count them."
+            f"Declare the class, or set unknown='drop' (--unknown drop) to leave such samples "
+            f"out and count them."
         )
 
     def _check_continues(self, state: object) -> None:

@@ -305,10 +305,7 @@ class TarWalk:
             raise TarDamageError("it is empty, not a tar")
         whole = not block and not self._is_first and not self._extensions.wait_for_a_member
         if not (whole and self._limits.accept_missing_end):
-            due = "a header or the end of the tar"
-            if whole:
-                due += " (which missing_end='accept' does without)"
-            raise self._cut(due, offset + len(block))
+            raise self._cut("a header or the end of the tar", offset + len(block))
         self.num_bytes = offset if self._tar.size is None else min(offset, self._tar.size)
 
     def _check_end(self, offset: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,24 @@ def test_quota_batches_and_decoding_work_inside_a_pipeline_too(shards: str) -> N
     batches = list(theirs(shards).compose(chain))
     assert batches[-1]["npy"].shape == (4, 2, 3)
     assert sorted(batches[-1]["cls"].tolist()) == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("stop", [1, 3, None])
+def test_a_chain_inside_a_pipeline_counts_what_passed_through_it(
+    shards: str, stop: int | None
+) -> None:
+    chain = sb.stream([]).repeat({0: 1, 1: 1}, frequencies={0: 30, 1: 10}).decode().batch(4)
+    delivered = 0
+    for batch in itertools.islice(theirs(shards).compose(chain), stop):
+        delivered += len(batch["__key__"])
+        totals = chain.stats()["totals"]
+        assert totals["delivered"] == delivered
+        gone = totals["delivered"] + totals["rejected"] + totals["buffered"]
+        assert totals["read"] + totals["copies"] == gone
+    if stop is None:
+        assert (totals["read"], totals["copies"], delivered) == (40, 20, 60)
+        classes = chain.stats()["stages"][0]["classes"]
+        assert [found["realised_share"] for found in classes.values()] == [0.5, 0.5]
 
 
 def test_a_stage_alone_takes_any_iterable() -> None:

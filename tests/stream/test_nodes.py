@@ -220,6 +220,26 @@ def test_a_state_of_other_steps_or_workers_is_refused(shards: Path) -> None:
         plain(other)
 
 
+@pytest.mark.parametrize(("saved_by", "loaded_by"), [(0, 2), (2, 0), (2, 1)])
+def test_a_state_of_other_workers_is_refused_before_anything_is_read(
+    shards: Path, saved_by: int, loaded_by: int
+) -> None:
+    with loader_of(shards, saved_by, steps=5) as saved:
+        plain(saved, 2)
+        state = saved.state_dict()
+    other = loader_of(shards, loaded_by, steps=5)
+    with pytest.raises(ResumeError, match=f"{saved_by} workers, this one has {loaded_by}"):
+        other.load_state_dict(state)
+
+
+def test_what_is_no_state_of_a_loader_is_refused(shards: Path) -> None:
+    loader = loader_of(shards, 0)
+    chain = stream_of(shards)
+    for state in ({}, {"_snapshot": None}, chain.state_dict(), None):
+        with pytest.raises(ResumeError, match="no state of a stream's loader"):
+            loader.load_state_dict(state)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_function_that_fails_in_a_loader_gets_its_sample_again(
     shards: Path, tmp_path: Path, workers: int

@@ -323,6 +323,8 @@ def test_a_chain_without_shards_says_what_it_is_for() -> None:
         iter(sb.stream([]))
     with pytest.raises(ConfigError, match="dicts with '__key__'"):
         list(sb.stream([])([("a", 1)]))  # type: ignore[list-item]
+    with pytest.raises(ConfigError, match=r"no shards.*To resume, stream the shards themselves"):
+        sb.stream([]).state_dict()
 
 
 def test_an_applied_chain_keeps_its_buffers_from_call_to_call_unless_left_early() -> None:
