@@ -18,6 +18,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from streaming_balance.errors import ConfigError, ResumeError
 from streaming_balance.plan.options import whole_number
+from streaming_balance.stream.loader_stats import summed
 from streaming_balance.stream.ranks import find_ranks
 
 if TYPE_CHECKING:
@@ -80,15 +81,19 @@ class StreamDataset(IterableDataset[Fields]):
         """Travel to a worker process without what was opened."""
         return {**self.__dict__, "_reader": None}
 
+    def part(self, number: int, count: int) -> Stream:
+        """Give what one of this rank's workers reads, from the beginning."""
+        part = self._stream.share(number, count)
+        part.set_epoch(self._stream.epoch)
+        return part
+
     def _begin(self) -> _Reader:
         """Give this process's part of the stream."""
         worker = get_worker_info()
         number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
         steps = self._steps
         _check_workers(steps, count)
-        epoch = self._stream.epoch
-        part = self._stream.share(number, count)
-        part.set_epoch(epoch)
+        part = self.part(number, count)
         # The first workers take one more each, in the order in which a DataLoader asks them.
         quota = None if steps is None else steps // count + (number < steps % count)
         return _Reader(part, quota)
@@ -197,6 +202,31 @@ class StreamLoader(StatefulDataLoader[Fields]):  # type: ignore[misc]  # torchda
         if self.num_workers > 0 and self._iterator is not None:
             self._iterator._shutdown_workers()
         super().load_state_dict(state_dict)
+
+    def stats(self) -> dict[str, Any]:
+        """Give what this rank's readers read, delivered, rejected and hold.
+
+        Of workers, it is what stands in `state_dict`: where the training loop is, not what they
+        have read ahead. What they hold is looked up again, so ask at the end of an epoch rather
+        than at every step.
+
+        Returns:
+            `readers`, `Stream.stats` of every worker; `totals`, their sums; and `classes`, label ->
+            `read`, `delivered`, `copies`, `rejected`, `wanted_share` and `realised_share` of the
+            last stage over all of them.
+        """
+        state = self.next_iter_state if self._iterator is None else self.state_dict()
+        count = max(1, self.num_workers)
+        saved = [None] * count if state is None else _reader_states(state)
+        return summed([self._stats_of(number, one) for number, one in enumerate(saved)])
+
+    def _stats_of(self, number: int, state: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Give what one reader counted until a state was taken; None: before it began."""
+        dataset: StreamDataset = self.dataset
+        with dataset.part(number, max(1, self.num_workers)) as part:
+            if state is not None:
+                part.load_state_dict(state)
+            return part.stats()
 
     def close(self) -> None:
         """End the workers. Iterating again begins new ones, which go on where the loop stopped."""
@@ -321,6 +351,16 @@ def stream_loader(
         persistent_workers=num_workers > 0,
         snapshot_every_n_steps=snapshot_every_n_steps,
     )
+
+
+def _reader_states(state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Give where the stream of each reader stands in a loader's state, by the reader's number."""
+    snapshots = [state]
+    if "_snapshot" in state:
+        snapshots = sorted(
+            state["_snapshot"]["_worker_snapshots"].values(), key=lambda one: one["worker_id"]
+        )
+    return [one["fetcher_state"]["dataset_iter_state"]["stream"] for one in snapshots]
 
 
 def _workers_of(state: Mapping[str, Any]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,40 @@ def test_a_function_that_fails_in_a_loader_gets_its_sample_again(
             got.extend(key for batch in loader for key in batch["__key__"])
         got.extend(key for batch in loader for key in batch["__key__"])
     assert sorted(got) == EVERYBODY
+
+
+@pytest.mark.parametrize("workers", [0, 2, 3])
+def test_a_loader_tells_the_shares_that_all_its_workers_realised(
+    tmp_path: Path, workers: int
+) -> None:
+    for shard in range(4):
+        grades = [(f"P{shard}{n}", "LGG" if n % 4 == 0 else "HGG") for n in range(8)]
+        write_tar(tmp_path / f"s-{shard}.tar", grades)
+    chain = sb.stream(f"{tmp_path}/s-*.tar", seed=7).accept(
+        {"0": 1, "1": 1}, frequencies={"0": 3, "1": 1}
+    )
+    with chain.to_loader(2, num_workers=workers) as loader:
+        before = loader.stats()
+        assert before["totals"]["read"] == before["classes"]["0"]["read"] == 0
+        got: Counter[str] = Counter()
+        for batch in loader:
+            got.update(batch["__label__"])
+            told = loader.stats()
+            counts = told["totals"]
+            assert counts["read"] == counts["delivered"] + counts["rejected"] + counts["buffered"]
+            assert counts["delivered"] >= got.total()
+        told, saved = loader.stats(), loader.state_dict()
+    assert len(told["readers"]) == max(1, workers)
+    assert told["totals"]["read"] == 32
+    assert {label: told["classes"][label]["delivered"] for label in "01"} == got
+    assert [told["classes"][label]["read"] for label in "01"] == [24, 8]
+    assert [told["classes"][label]["wanted_share"] for label in "01"] == [0.5, 0.5]
+    shares = [told["classes"][label]["realised_share"] for label in "01"]
+    assert shares == [got["0"] / got.total(), got["1"] / got.total()]
+    resumed = chain.to_loader(2, num_workers=workers)
+    assert resumed.stats() == before
+    resumed.load_state_dict(saved)
+    assert resumed.stats()["classes"] == told["classes"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
