@@ -84,6 +84,7 @@ class TarFolder:
         try:
             self._work.mkdir(parents=True, exist_ok=True)
             self._lock = FolderLock(self._work)
+            self._bring_back(overwrite)
             self._clear()
             self._new.mkdir()
         except OSError as error:
@@ -145,9 +146,7 @@ class TarFolder:
         with durable_file(self._new / RECORD_NAME) as file:
             file.write(text.encode())
         try:
-            if self._out.exists():
-                self._out.rename(self._work / _OLD)
-            self._new.rename(self._out)
+            self._take_name()
         except OSError as error:
             raise ShardError(
                 f"{self._out} cannot be replaced: {error.strerror}. Name a folder that is no "
@@ -194,11 +193,35 @@ class TarFolder:
                 f"--overwrite to replace them."
             )
 
+    def _bring_back(self, overwrite: bool) -> None:
+        """Give back its name to what a run was about to replace as it was killed."""
+        old = self._work / _OLD
+        if self._out.exists() or not old.exists():
+            return
+        old.rename(self._out)
+        try:
+            self._check_place(overwrite)
+        except ConfigError:
+            self._lock.release()
+            raise
+
     def _clear(self) -> None:
         """Remove what an interrupted run left, and what was replaced."""
         for name in (_NEW, _OLD):
             if (self._work / name).exists():
                 shutil.rmtree(self._work / name)
+
+    def _take_name(self) -> None:
+        """Give the new folder the final name; what has that name comes back if it cannot."""
+        old = self._work / _OLD
+        if self._out.exists():
+            self._out.rename(old)
+        try:
+            self._new.rename(self._out)
+        except OSError:
+            if old.exists():
+                old.rename(self._out)
+            raise
 
     def _written_key(self, key: str, url: object) -> str:
         """Give the key a sample is written under, its own in this folder."""

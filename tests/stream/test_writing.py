@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import signal
@@ -160,6 +161,43 @@ def test_an_earlier_run_is_replaced_only_when_asked_and_only_once_the_new_one_is
     folder = TarFolder(out, shard_bytes=1 << 20, overwrite=True)
     folder.add(SAMPLES[0])
     folder.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert {name: (out / name).read_bytes() for name in names_in(out)} == before
+    with TarFolder(out, shard_bytes=1 << 20, overwrite=True) as folder:
+        folder.add(SAMPLES[0])
+        folder.publish({})
+    assert names_in(out) == [RECORD_NAME, "train-000000.tar"]
+    assert names_in(tmp_path) == ["out"]
+
+
+def test_what_was_to_be_replaced_comes_back_where_the_new_folder_cannot_take_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = write(tmp_path / "out", SAMPLES, 6000)
+    before = {name: (out / name).read_bytes() for name in names_in(out)}
+    rename = Path.rename
+
+    def fails(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with TarFolder(out, shard_bytes=1 << 20, overwrite=True) as folder:
+        folder.add(SAMPLES[0])
+        with pytest.raises(ShardError, match="cannot be replaced: Input/output error"):
+            folder.publish({})
+    assert {name: (out / name).read_bytes() for name in names_in(out)} == before
+    assert names_in(tmp_path) == ["out"]
+
+
+def test_what_a_killed_run_was_about_to_replace_is_not_lost(tmp_path: Path) -> None:
+    out = write(tmp_path / "out", SAMPLES, 6000)
+    before = {name: (out / name).read_bytes() for name in names_in(out)}
+    # As it stands between the two renames.
+    (tmp_path / ".out.resample" / "new").mkdir(parents=True)
+    out.rename(tmp_path / ".out.resample" / "old")
+    with pytest.raises(ConfigError, match="--overwrite to replace them"):
+        write(out, SAMPLES)
     assert {name: (out / name).read_bytes() for name in names_in(out)} == before
     with TarFolder(out, shard_bytes=1 << 20, overwrite=True) as folder:
         folder.add(SAMPLES[0])
