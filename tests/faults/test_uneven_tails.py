@@ -9,6 +9,9 @@ from streaming_balance.errors import ConfigError
 from streaming_balance.plan.epoch import BalancedPlan
 from streaming_balance.training.evaluation import PackedOrder
 
+# A line tracer makes thousands of cases three times as slow; smaller tests run the same lines.
+pytestmark = pytest.mark.no_cover
+
 MOST_SAMPLES = 300
 WORLDS = range(1, 17)
 

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 from streaming_balance.plan.epoch import BalancedPlan
 
+# A line tracer makes thousands of cases three times as slow; smaller tests run the same lines.
+pytestmark = pytest.mark.no_cover
+
 RANKS = (1, 2, 3, 4, 5, 7, 8, 16)
 # Powers and effective numbers are known to float precision only.
 HAIR = Fraction(1, 10**9)

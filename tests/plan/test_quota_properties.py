@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from streaming_balance.plan.epoch import BalancedPlan
 
+# A line tracer makes thousands of cases three times as slow; smaller tests run the same lines.
+pytestmark = pytest.mark.no_cover
+
 GROUPS = 20
 CASES_PER_GROUP = 500
 

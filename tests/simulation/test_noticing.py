@@ -23,6 +23,9 @@ from streaming_balance.training.requests import BatchRequest
 from streaming_balance.training.state import LoaderState, Position
 from tests.simulation.cluster import Tally, check
 
+# A line tracer makes thousands of cases three times as slow; smaller tests run the same lines.
+pytestmark = pytest.mark.no_cover
+
 # Faults that need a rare constellation show up in one case in twenty.
 MOST_CASES = 150
 Patch = pytest.MonkeyPatch

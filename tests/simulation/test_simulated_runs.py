@@ -12,6 +12,9 @@ from tests.simulation.cluster import Tally, check
 from tests.simulation.drawing import draw_case
 from tests.simulation.recipes import KINDS
 
+# A line tracer makes thousands of cases three times as slow; smaller tests run the same lines.
+pytestmark = pytest.mark.no_cover
+
 BLOCK = 100
 SOAK_BLOCK = 1000
 

@@ -28,6 +28,9 @@ from tests.stream.labelled import (
     samples,
 )
 
+# A line tracer makes thousands of cases three times as slow; smaller tests run the same lines.
+pytestmark = pytest.mark.no_cover
+
 
 def smallest(stream: Iterable[Sample], size: int, seed: int) -> set[str]:
     """The keys whose hashes are smallest in their class, found by sorting everybody."""
