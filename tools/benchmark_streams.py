@@ -54,6 +54,11 @@ class Shards:
         """Pattern of the tars with both classes."""
         return str(self.folder / "mixed-*.tar")
 
+    @property
+    def piped(self) -> list[str]:
+        """The same tars as the output of a program."""
+        return [f"pipe:cat {path}" for path in sorted(self.folder.glob("mixed-*.tar"))]
+
     def of_class(self, label: int) -> str:
         """Pattern of the tars of one class."""
         return str(self.folder / f"class{label}-*.tar")
@@ -196,7 +201,29 @@ def poisson_copies(shards: Shards, reads: Reads) -> Iterator[Any]:
     return iter(theirs(shards.mixed, reads).compose(copied).decode())
 
 
+def as_they_come(shards: Shards, reads: Reads) -> Iterator[Any]:
+    """Deliver every sample once with webdataset."""
+    return iter(theirs(shards.mixed, reads).decode())
+
+
+def ours_from_pipes(shards: Shards, reads: Reads) -> Iterator[Any]:
+    """Deliver every sample once with this package, from programs."""
+    with stream(shards.piped, allow_pipe=True).decode() as chained:
+        yield from chained
+        reads.count = chained.stats()["totals"]["read"]
+
+
+def theirs_from_pipes(shards: Shards, reads: Reads) -> Iterator[Any]:
+    """Deliver every sample once with webdataset, from programs."""
+    plain = wds.WebDataset(shards.piped, shardshuffle=False, empty_check=False)
+    return iter(plain.map(reads).decode())
+
+
 CONTENDERS: dict[str, Callable[[Shards, Reads], Iterator[Any]]] = {
+    "this package, as they come": partial(ours, lambda plain, _: plain),
+    "webdataset, as they come": as_they_come,
+    "this package, as they come through `cat`": ours_from_pipes,
+    "webdataset, as they come through `cat`": theirs_from_pipes,
     "this package, `accept`, frequencies known": partial(
         ours, lambda plain, counts: plain.accept(TARGET, frequencies=counts)
     ),

@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
+from numbers import Real
 from typing import Any, SupportsIndex, cast
 
 import numpy as np
@@ -52,6 +53,22 @@ def whole_number(value: object) -> int | None:
         return None
 
 
+def real_number(value: object) -> float | None:
+    """Give a finite number of any library as a plain one; None for all else, bools included.
+
+    Examples:
+        >>> real_number(3), real_number(np.float32(0.5)), real_number(True), real_number(10**400)
+        (3.0, 0.5, None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
 def check_choice(strategy: str, option: str, value: object) -> None:
     """Refuse a value that is none of the option's choices.
 
@@ -78,11 +95,10 @@ def check_number(
     """
     bracket = "(" if open_below else "["
     wanted = f"it must be a number in {bracket}{least:g}, {most:g}]"
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    number = real_number(value)
+    if number is None or number < least or number > most or (open_below and number == least):
         raise ConfigError(f"{setting} is {value!r}; {wanted}.")
-    if value < least or value > most or (open_below and value == least):
-        raise ConfigError(f"{setting} is {value!r}; {wanted}.")
-    return float(value)
+    return number
 
 
 def check_length(strategy: str, length: object) -> None:
@@ -207,15 +223,15 @@ def named_numbers(
     pairs = values.items() if isinstance(values, Mapping) else enumerate(values)
     checked = {}
     for label, value in pairs:
-        usable = not isinstance(value, bool) and isinstance(value, int | float)
-        if not usable or not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        number = real_number(value)
+        if number is None or number < 0 or (number == 0 and not zero):
             bound = ">= 0" if zero else "> 0"
             raise ConfigError(f"{setting} gives class {label!r} {value!r}; use numbers {bound}.")
         if str(label) in checked:
             raise ConfigError(
                 f"{setting} names class {str(label)!r} twice, as text and as a number; keep one."
             )
-        checked[str(label)] = float(value)
+        checked[str(label)] = number
     if sum(checked.values()) == 0:
         raise ConfigError(f"{setting} are all 0; at least one class needs a share.")
     return FrozenMapping(checked) if isinstance(values, Mapping) else tuple(checked.values())

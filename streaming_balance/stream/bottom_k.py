@@ -108,6 +108,13 @@ class BottomK(Generic[Value]):
         self.num_bytes += num_bytes
         return self._trim()
 
+    def copy(self) -> BottomK[Value]:
+        """Give another one that keeps the same, to be changed apart from this one."""
+        other: BottomK[Value] = BottomK(size=self.size, most_bytes=self.most_bytes)
+        other.num_bytes, other.bar = self.num_bytes, self.bar
+        other._heap, other._ranks = list(self._heap), set(self._ranks)
+        return other
+
     def has_any_of(self, other: BottomK[Value]) -> bool:
         """Say whether a member is kept by both."""
         return not self._ranks.isdisjoint(other._ranks)

@@ -7,14 +7,19 @@ until it appears.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any
 
 from streaming_balance.errors import ConfigError, did_you_mean
 from streaming_balance.plan.frozen import FrozenMapping
-from streaming_balance.plan.options import exact_decimal, listed, named_numbers, whole_number
+from streaming_balance.plan.options import (
+    exact_decimal,
+    listed,
+    named_numbers,
+    real_number,
+    whole_number,
+)
 
 DEFAULT_WINDOW = 1000
 """Samples read between two looks at the counts, once a stream has been read for so long."""
@@ -119,12 +124,12 @@ def checked_pseudo_counts(
                 f"number for all classes, or one for each of them."
             )
         return checked
-    usable = not isinstance(pseudo_counts, bool) and isinstance(pseudo_counts, int | float)
-    if not usable or not math.isfinite(pseudo_counts) or pseudo_counts <= 0:  # type: ignore[operator,arg-type]
+    number = real_number(pseudo_counts)
+    if number is None or number <= 0:
         raise ConfigError(
             f"{setting} is {pseudo_counts!r}; it must be a number above 0, or map labels to such."
         )
-    return float(pseudo_counts)  # type: ignore[arg-type]
+    return number
 
 
 class ClassFrequencies:

@@ -9,6 +9,7 @@ from typing import Any
 from streaming_balance.errors import ResumeError
 from streaming_balance.stream.local import ShardFiles
 from streaming_balance.stream.rules import TarRules
+from streaming_balance.stream.sample_labels import label_of_sample
 from streaming_balance.stream.samples import Payload, Place, StreamSample
 from streaming_balance.stream.sources import ShardSource
 from streaming_balance.stream.tarstream import read_place
@@ -39,6 +40,7 @@ def restorer(
     sources: Sequence[ShardSource],
     files: ShardFiles,
     rules: TarRules,
+    label: str | None,
 ) -> Callable[[int], StreamSample]:
     """Give the function that turns numbers of `HeldSamples` into samples again.
 
@@ -47,6 +49,7 @@ def restorer(
         sources: the shards of the stream, as they were.
         files: opens them.
         rules: how strictly to read.
+        label: where the class of a sample stands, or None.
 
     Returns:
         A function that raises ResumeError where a sample is another one now, and ShardError where
@@ -56,7 +59,8 @@ def restorer(
 
     def restore(number: int) -> StreamSample:
         if number not in samples:
-            samples[number] = _restored(saved[number], sources, files, rules)
+            samples[number] = sample = _restored(saved[number], sources, files, rules)
+            _check_class(sample, saved[number]["label"], label)
         return samples[number]
 
     return restore
@@ -97,8 +101,20 @@ def _restored(
             f"{url}: sample {saved['key']!r} stood at byte {offset}, and now {sample.key!r} does. "
             f"The shard was changed since: start again."
         )
-    sample.label = saved["label"]
     return sample
+
+
+def _check_class(sample: StreamSample, saved: str | None, label: str | None) -> None:
+    """Give a sample the class it had, and refuse one that has another class now."""
+    sample.label = saved
+    if saved is None or label is None or not sample.can_seek:
+        return
+    found = label_of_sample(sample, label, required=True)
+    if found != saved:
+        raise ResumeError(
+            f"{sample.url}: sample {sample.key!r} at byte {sample.offset} was of class {saved!r}, "
+            f"and now is of {found!r}. The shard was changed since: start again."
+        )
 
 
 def _payload(name: str, encoded: str) -> Payload:

@@ -11,11 +11,11 @@ from streaming_balance.storage.npy import parse_header
 from streaming_balance.stream.counts import StreamCounts
 from streaming_balance.stream.local import ShardFiles
 from streaming_balance.stream.names import KeyRule
-from streaming_balance.stream.reservoir import MOST_CLASSES
 from streaming_balance.stream.rules import TarRules
 from streaming_balance.stream.sample_labels import check_label, label_field, label_of_fields
 from streaming_balance.stream.samples import Payload, StreamSample
 from streaming_balance.stream.sources import Urls, expand
+from streaming_balance.stream.tallies import MOST_CLASSES
 from streaming_balance.stream.tarstream import SampleReader
 
 # Of more fields, shapes or classes than these nobody wants a list, and memory stays bounded.

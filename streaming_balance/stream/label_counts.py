@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from streaming_balance.errors import BalanceError, ConfigError
 from streaming_balance.stream.local import ShardFiles
-from streaming_balance.stream.reservoir import MOST_CLASSES
 from streaming_balance.stream.rules import TarRules
 from streaming_balance.stream.sample_labels import check_label, label_field, label_of_fields
 from streaming_balance.stream.sources import ShardSource
+from streaming_balance.stream.tallies import MOST_CLASSES
 from streaming_balance.stream.tarstream import SampleReader
 
 

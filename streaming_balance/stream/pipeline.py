@@ -66,7 +66,7 @@ class Stream(Steps):
         if number is None or number < 0:
             raise ConfigError(f"epoch is {epoch!r}; it must be a whole number from 0.")
         if number != self._run.epoch:
-            self._move_to(StreamRun(self.recipe, first_epoch=number))
+            self._move_to(self._run.successor(number))
 
     def __iter__(self) -> Iterator[Fields]:
         """Go on with the pass under way, or with the next one.
@@ -135,9 +135,7 @@ class Stream(Steps):
             ShardError: a sample that was held cannot be read again.
         """
         self._check_continues(state)
-        run = StreamRun(self.recipe, first_epoch=_first_epoch(state))
-        # What passed by this stream is gone, whatever a state says.
-        run.spent |= self._run.spent
+        run = self._run.successor(_first_epoch(state))
         run.load_state_dict(state["run"])
         self._move_to(run)
 
@@ -217,13 +215,20 @@ class Stream(Steps):
 
     def _rest_of_pass(self, moves: int) -> Iterator[Fields]:
         """Give the outputs up to the end of the pass."""
-        while (output := self._run.next_output()) is not None:
-            yield output
+        epoch = self._run.epoch
+        while True:
             if self._moves != moves:
                 raise BalanceError(
                     "set_epoch or load_state_dict moved this stream while it was iterated; leave "
                     "the loop first."
                 )
+            # Another iterator may have ended the pass; the next one is not this iterator's.
+            if self._run.epoch != epoch and not self.recipe.endless:
+                return
+            output = self._run.next_output()
+            if output is None:
+                return
+            yield output
 
     def _move_to(self, run: StreamRun) -> None:
         """Go on with another run."""

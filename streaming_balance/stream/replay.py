@@ -235,7 +235,8 @@ class ReplayRun(StageRun[Item, list[Item]]):
 
     def _begin_era(self) -> None:
         """Share the batches out anew among the classes that are known now."""
-        known = [label for label, ring in self._rings.items() if len(ring)]
+        # In an order of their own: that in which target names them decides nothing.
+        known = sorted(label for label, ring in self._rings.items() if len(ring))
         self._eras.append(self._era_of(known))
 
     def _era_of(self, known: list[str], *, batches: int = 0) -> _Era:

@@ -7,19 +7,23 @@ smaller sample is part of a larger one.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 from streaming_balance.errors import ConfigError, did_you_mean
-from streaming_balance.plan.frozen import FrozenMapping
 from streaming_balance.plan.keys import key_family
-from streaming_balance.plan.options import check_number, listed, named_numbers, order_labels
+from streaming_balance.plan.options import (
+    check_number,
+    listed,
+    named_numbers,
+    order_labels,
+    real_number,
+)
 from streaming_balance.plan.quotas import apportion
 from streaming_balance.stream.bottom_k import BottomK, Rank, uniform_rank, weighted_rank
 from streaming_balance.stream.frequencies import checked_target, checked_window, exact_shares_of
-from streaming_balance.stream.shortfall import Emission, downsampled
+from streaming_balance.stream.shortfall import Emission, checked_size, downsampled
 from streaming_balance.stream.stages import (
     Item,
     Stage,
@@ -30,10 +34,9 @@ from streaming_balance.stream.stages import (
     held_bytes,
     plain_settings,
 )
+from streaming_balance.stream.tallies import MOST_CLASSES
 
 SHORT_RULES = ("report", "raise")
-# Where classes are not declared, more labels than these are no classes but a mistake.
-MOST_CLASSES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,7 @@ class Reservoir(Stage):
 
     def __post_init__(self) -> None:
         """Check every setting and freeze it."""
-        object.__setattr__(self, "size", _checked_size(self.size))
+        object.__setattr__(self, "size", checked_size(self.size))
         if self.target is not None:
             object.__setattr__(self, "target", checked_target(self.name, self.target))
         if self.ratio is not None:
@@ -149,13 +152,13 @@ class Reservoir(Stage):
         else:
             assert self.weights is not None
             weight = self.weights(item)
-        usable = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if weight is None or not usable or not math.isfinite(weight) or weight < 0:
+        number = real_number(weight)
+        if number is None or number < 0:
             raise ConfigError(
                 f"reservoir: the weight of sample {item.key!r} is {weight!r}; it must be a finite "
                 f"number of at least 0. Correct weights; 0 leaves a sample out."
             )
-        return float(weight)
+        return number
 
     def _check_together(self) -> None:
         """Refuse settings that contradict each other."""
@@ -168,20 +171,6 @@ class Reservoir(Stage):
             raise ConfigError(
                 "reservoir: target and ratio both say how many samples of a class go on; give one."
             )
-
-
-def _checked_size(size: object) -> int | FrozenMapping[int]:
-    """Check numbers of samples: one for every class, or one for each."""
-    if not isinstance(size, Mapping):
-        return checked_window("reservoir", size, setting="size")
-    if not size:
-        raise ConfigError("reservoir: size is {}; name at least one class, such as {'LGG': 75}.")
-    return FrozenMapping(
-        {
-            str(label): checked_window("reservoir", count, setting=f"size of class {label!r}")
-            for label, count in size.items()
-        }
-    )
 
 
 class ReservoirRun(StageRun[Item, Item]):
@@ -206,8 +195,8 @@ class ReservoirRun(StageRun[Item, Item]):
         """Take the sample in if its rank is among the smallest; give what a full window kept.
 
         Raises:
-            ConfigError: an unknown label, a sample larger than `class_bytes`, no weight; or a
-                window ended short, where that was to raise: that sample is counted.
+            ConfigError: an unknown label, a sample larger than `class_bytes`, no weight; or the
+                window would end short with this sample, where that was to raise.
         """
         label = item.label
         if label is None or not self._is_welcome(label, item.key):
@@ -215,6 +204,8 @@ class ReservoirRun(StageRun[Item, Item]):
             return []
         rank = self._rank(label, item)
         self._check_fits(item)
+        if self._left == 1 and self.stage.on_short == "raise":
+            self._check_window(label, rank, item)
         tally = self._tallies.of(label)
         tally.read += 1
         self.seen[label] = self.seen.get(label, 0) + (rank is not None)
@@ -283,10 +274,14 @@ class ReservoirRun(StageRun[Item, Item]):
         """Give what is kept of a class."""
         kept = self.kept.get(label)
         if kept is None:
-            size = self.stage.size if self._sizes is None else self._sizes[label]
-            assert isinstance(size, int)
-            kept = self.kept[label] = BottomK(size=size, most_bytes=self.stage.class_bytes)
+            kept = self.kept[label] = self._nothing(label)
         return kept
+
+    def _nothing(self, label: str) -> BottomK[Item]:
+        """Give what is kept of a class before its first sample."""
+        size = self.stage.size if self._sizes is None else self._sizes[label]
+        assert isinstance(size, int)
+        return BottomK(size=size, most_bytes=self.stage.class_bytes)
 
     def _rank(self, label: str, item: Item) -> Rank | None:
         """Rank a sample by its key and class, and by its weight; None: weight 0."""
@@ -308,10 +303,21 @@ class ReservoirRun(StageRun[Item, Item]):
                 f"is {room}. Use class_bytes={held_bytes(item)} or more."
             )
 
+    def _check_window(self, label: str, rank: Rank | None, item: Item) -> None:
+        """Refuse the last sample of a window that would end short, before anything changes."""
+        seen = {**self.seen, label: self.seen.get(label, 0) + (rank is not None)}
+        kept = self.kept[label].copy() if label in self.kept else self._nothing(label)
+        if rank is not None:
+            kept.offer(rank, item, held_bytes(item))
+        asked = self._asked(seen)
+        lengths = {name: len(others) for name, others in self.kept.items()} | {label: len(kept)}
+        went_on = {name: min(asked.get(name, count), count) for name, count in lengths.items()}
+        Emission(asked=asked, went_on=went_on).check_met(seen)
+
     def _emit(self) -> list[Item]:
         """Let go on what is kept, in keyed order, and begin anew."""
         went_on: list[Item] = []
-        asked, counts = self._asked(), {}
+        asked, counts = self._asked(self.seen), {}
         for label, kept in self.kept.items():
             items = [item for _, item, _ in kept.ranked()][: asked.get(label, len(kept))]
             counts[label] = len(items)
@@ -327,10 +333,10 @@ class ReservoirRun(StageRun[Item, Item]):
         self._left = self.stage.window or 0
         return went_on
 
-    def _asked(self) -> dict[str, int]:
+    def _asked(self, seen: Mapping[str, int]) -> dict[str, int]:
         """Give label -> samples that should go on; empty where as many as there are should."""
         if self.stage.ratio is not None:
-            return downsampled(self.seen, self.stage.ratio)
+            return downsampled(seen, self.stage.ratio)
         if self.stage.target is not None:
             assert self._sizes is not None
             return dict(self._sizes)

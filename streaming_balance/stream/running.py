@@ -52,6 +52,22 @@ class StreamRun:
         # Read, and perhaps without a class that can be read: it comes again, too.
         self._arrived: StreamSample | None = None
         self._observer = recipe.observer
+        self._is_observed = False
+
+    def successor(self, first_epoch: int) -> StreamRun:
+        """Give a fresh run in place of this one.
+
+        Args:
+            first_epoch: the pass to begin with.
+        """
+        run = StreamRun(self.recipe, first_epoch=first_epoch)
+        # What passed by is gone, and an observer that saw a beginning must not see another.
+        run.spent |= self.spent
+        if self._reading is not None:
+            run._observer = None
+        else:
+            run._observer = self._observer
+        return run
 
     def next_output(self) -> Fields | None:
         """Give the next sample or batch; None once at the end of every pass.
@@ -159,8 +175,10 @@ class StreamRun:
         while (sample := self._arrived or self._reading.read()) is not None:
             if self._arrived is None:
                 self._arrived, self.num_taken = sample, self.num_taken + 1
-            if self._observer is not None:
+                self._is_observed = False
+            if self._observer is not None and not self._is_observed:
                 self._observer.add(sample)
+                self._is_observed = True
             is_usable = self._label(sample)
             self._arrived = None
             if is_usable:
@@ -214,7 +232,9 @@ class StreamRun:
                 "Start the pass again, or resume without tee."
             )
         recipe = self.recipe
-        restore = restorer(state["samples"], recipe.sources, self.files, recipe.tar_rules)
+        restore = restorer(
+            state["samples"], recipe.sources, self.files, recipe.tar_rules, recipe.label
+        )
         self.epoch = int(state["epoch"])
         self.counts = StreamCounts.from_dict(state["counts"])
         self.num_taken, self.num_unlabelled = int(state["taken"]), int(state["unlabelled"])

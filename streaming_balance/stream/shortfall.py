@@ -8,9 +8,33 @@ from dataclasses import dataclass
 from typing import Any
 
 from streaming_balance.errors import ConfigError
+from streaming_balance.plan.frozen import FrozenMapping
+from streaming_balance.stream.frequencies import checked_window
 
 # Guards floor(n / ratio) against a ratio such as 0.7, which no float is.
 RATIO_SLACK = 1e-9
+
+
+def checked_size(size: object) -> int | FrozenMapping[int]:
+    """Check numbers of samples: one for every class, or one for each.
+
+    Raises:
+        ConfigError: one of them is no integer of at least 1, or no class is named.
+
+    Examples:
+        >>> checked_size({0: 5, 1: 10})
+        {'0': 5, '1': 10}
+    """
+    if not isinstance(size, Mapping):
+        return checked_window("reservoir", size, setting="size")
+    if not size:
+        raise ConfigError("reservoir: size is {}; name at least one class, such as {'LGG': 75}.")
+    return FrozenMapping(
+        {
+            str(label): checked_window("reservoir", count, setting=f"size of class {label!r}")
+            for label, count in size.items()
+        }
+    )
 
 
 def downsampled(seen: Mapping[str, int], ratio: float) -> dict[str, int]:

@@ -133,8 +133,10 @@ class Steps:
     ) -> Self:
         """Keep up to `size` samples of every class, chosen by key: see `Reservoir`.
 
-        Every reader that shares the stream keeps as many of its own part; `merging.merge_states`
-        makes one reservoir of theirs.
+        Every reader that shares the stream keeps as many of its own part. Where the reservoir is
+        the only stage and no ratio, class_bytes or window is set, what all of them give, in any
+        order, goes through a chain without shards for what one reader would have kept:
+        `sb.stream([], label=..., seed=...).reservoir(size)(samples)` with the same settings.
 
         Args:
             size: samples to keep of every class, or label -> of this class.
@@ -240,4 +242,12 @@ def _by_text(values: Any) -> Any:  # noqa: ANN401 - numbers and None stay
     """Name classes by text, as shards do: 1 and "1" are the same."""
     if not isinstance(values, Mapping):
         return values
-    return {str(name): value for name, value in values.items()}
+    named = {str(name): value for name, value in values.items()}
+    if len(named) < len(values):
+        twice = [name for name in values if not isinstance(name, str) and str(name) in values]
+        raise ConfigError(
+            f"class {str(twice[0])!r} is named twice, as text and as {twice[0]!r}; keep one."
+            if twice
+            else f"of {list(values)} two name the same class; keep one."
+        )
+    return named

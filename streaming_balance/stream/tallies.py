@@ -7,6 +7,9 @@ from typing import Any
 
 # Labels that nobody declared are all counted, but only so many are named.
 NAMED_STRANGERS = 8
+# Where classes are not declared, more labels than these are no classes but a mistake: samples of
+# further ones are counted with those without a label, or their names would fill the memory.
+MOST_CLASSES = 1000
 
 
 class ClassTally:
@@ -90,6 +93,9 @@ class Tallies:
     def of(self, label: str | None) -> ClassTally:
         """Give the tally of a class, a new one where every label is welcome."""
         tally = self.by_class.get(label)
+        if tally is None and len(self.by_class) >= MOST_CLASSES:
+            label = None
+            tally = self.by_class.get(None)
         if tally is None:
             tally = self.by_class[label] = ClassTally()
         return tally

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -126,3 +127,17 @@ def test_a_setting_is_named_as_the_user_knows_it() -> None:
 def test_a_label_that_could_be_two_of_the_data_is_not_guessed() -> None:
     assert as_in_data({"1": 2.0}, ["1.0", "01"]) == {"1": 2.0}
     assert as_in_data({"1": 2.0, "1.00": 3.0}, ["1.0"]) == {"1.0": 2.0, "1.00": 3.0}
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.float32, np.float64])
+def test_numbers_of_numpy_are_numbers(kind: Callable[[int], Any]) -> None:
+    assert check_number(kind(2), setting="x", least=0, most=2) == 2.0
+    assert named_numbers("w", {"a": kind(2)}, zero=False) == FrozenMapping({"a": 2.0})
+
+
+@pytest.mark.parametrize("value", [10**400, np.float64("inf"), np.bool_(True), True, "2", None, 2j])
+def test_what_is_no_finite_number_is_refused_by_setting(value: object) -> None:
+    with pytest.raises(ConfigError, match="x is"):
+        check_number(value, setting="x", least=0, most=2)
+    with pytest.raises(ConfigError, match="w gives class 'a'"):
+        named_numbers("w", {"a": value}, zero=False)

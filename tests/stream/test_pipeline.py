@@ -370,3 +370,31 @@ def test_a_stream_reads_the_files_it_was_given_wherever_the_process_goes(
 def test_a_label_that_names_no_field_is_refused_before_anything_is_read(label: Any) -> None:
     with pytest.raises(ConfigError, match=r"must be a field.*'json:FIELD'"):
         sb.stream([], label=label)
+
+
+def test_a_held_sample_of_another_class_now_is_noticed(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [(f"P{n:02d}", "HGG") for n in range(6)])
+    stream = sb.stream(tmp_path / "a.tar").shuffle(30_000)
+    next(iter(stream))
+    state = stream.state_dict()
+    write_tar(tmp_path / "a.tar", [(f"P{n:02d}", "LGG") for n in range(6)])
+    with pytest.raises(ResumeError, match=r"was of class '0', and now is of '1'.*was changed"):
+        sb.stream(tmp_path / "a.tar").shuffle(30_000).load_state_dict(state)
+
+
+@pytest.mark.parametrize("stage", ["accept", "repeat"])
+def test_a_class_named_as_text_and_as_a_number_is_refused(shards: Path, stage: str) -> None:
+    with pytest.raises(ConfigError, match="class '1' is named twice, as text and as 1"):
+        getattr(stream_of(shards), stage)({1: 1, "1": 3, "0": 1})
+
+
+@pytest.mark.parametrize("readers", [1, 2, 3, 5])
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_readers_kept_makes_what_one_reader_would_have_kept(
+    shards: Path, readers: int, order: int
+) -> None:
+    kept = stream_of(shards).reservoir(4)
+    parts = [kept.share(number, readers) for number in range(readers)]
+    samples = [sample for part in parts[::order] for sample in part]
+    together = sb.stream([], label="json:grade", seed=3).reservoir(4)
+    assert [keys(item) for item in together(samples)] == [keys(item) for item in kept]

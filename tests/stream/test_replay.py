@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from fractions import Fraction
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -298,3 +300,17 @@ def test_undeclared_labels_earn_nothing() -> None:
 def test_the_composition_of_a_short_stream_is_what_the_tests_take_it_for() -> None:
     assert counts_of(COMPOSITIONS["1000:1"], 100) == {"HGG": 100, "LGG": 0}
     assert counts_of(COMPOSITIONS["89/11"], 100) == {"HGG": 89, "LGG": 11}
+
+
+def test_the_order_in_which_target_names_the_classes_decides_nothing() -> None:
+    stream = samples(labels_of({"a": 5, "b": 3, "c": 1}, 200, "random"))
+    outputs = [
+        [[item.key for item in batch] for batch in _replayed(order).begin(seed=1).over(stream)]
+        for order in permutations("abc")
+    ]
+    assert all(output == outputs[0] for output in outputs)
+
+
+def _replayed(labels: Iterable[str]) -> Replay:
+    """Give a stage whose target names the classes in this order."""
+    return Replay(dict.fromkeys(labels, 1), batch_size=4, buffer_bytes=20 * ITEM_BYTES)

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from streaming_balance.errors import ConfigError
 from streaming_balance.plan.keys import stream_key
-from streaming_balance.stream.reservoir import MOST_CLASSES, Reservoir
+from streaming_balance.stream.reservoir import Reservoir
 from streaming_balance.stream.stages import ITEM_BYTES, BareItem
+from streaming_balance.stream.tallies import MOST_CLASSES
 from tests.stream.labelled import (
     COMPOSITIONS,
     ORDERS,
@@ -379,3 +380,33 @@ def test_of_weights_the_settings_hold_the_kind(
 
 def test_the_compositions_have_as_many_of_each_class_as_the_tests_think() -> None:
     assert counts_of(COMPOSITIONS["1000:1"], 100_000)["LGG"] == 99
+
+
+def test_a_window_that_would_end_short_raises_and_leaves_the_run_as_it_was() -> None:
+    stage = Reservoir(4, target={"a": 1, "b": 1}, window=4, on_short="raise")
+    stream = samples(["a"] * 3 + ["b"] + ["a"] * 4)
+    run = stage.begin()
+    for item in stream[:3]:
+        run.feed(item)
+    state, stats = run.state_dict(lambda item: item.key), run.stats()
+    for _ in range(3):
+        with pytest.raises(ConfigError, match="2 samples of class 'b' are asked for, but of 1"):
+            run.feed(stream[3])
+        assert (run.state_dict(lambda item: item.key), run.stats()) == (state, stats)
+
+
+def test_a_window_that_ends_as_asked_goes_on_where_that_is_checked_first() -> None:
+    stream = samples(labels_of({"a": 1, "b": 1}, 60, "random"))
+    strict = Reservoir(4, target={"a": 1, "b": 1}, window=20, on_short="raise").begin(seed=1)
+    lenient = Reservoir(4, target={"a": 1, "b": 1}, window=20).begin(seed=1)
+    assert flat(strict.over(stream)) == flat(lenient.over(stream)) != []
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int64, np.float64])
+def test_weights_may_be_numbers_of_numpy(kind: Callable[[float], Any]) -> None:
+    stream = samples(labels_of({"a": 1}, 50, "random"))
+    ours, plain = (
+        Reservoir(9, weights=weigh).begin(seed=1)
+        for weigh in (lambda item: kind(len(item.key)), lambda item: len(item.key))
+    )
+    assert flat(ours.over(stream)) == flat(plain.over(stream))

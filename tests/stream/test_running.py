@@ -16,6 +16,7 @@ import pytest
 import streaming_balance as sb
 from streaming_balance.errors import BalanceError, ConfigError, ResumeError, ShardError
 from streaming_balance.stream.pipeline import Stream
+from streaming_balance.stream.rules import OnError
 from streaming_balance.stream.samples import StreamSample
 from tests.stream.tars import member, tar_of
 from tests.stream.test_pipeline import CHAINS, shards, stream_of, write_tar
@@ -344,3 +345,61 @@ def test_a_sample_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     with pytest.raises(ShardError) as raised:
         list(sb.stream(tmp_path / "s-0.tar", label=None).decode())
     assert "sample 'P1'" in raised.value.__notes__[0]
+
+
+def test_an_observer_sees_a_sample_once_however_often_it_comes_again(tmp_path: Path) -> None:
+    tar = tar_of({"a.cls": b"0", "b.cls": b" ", "c.cls": b"1"})
+    (tmp_path / "a.tar").write_bytes(tar)
+    builder = Builder()
+    stream = sb.stream(tmp_path / "a.tar").accept({0: 1, 1: 1}).tee(builder)
+    for _ in range(3):
+        with pytest.raises(ShardError, match="sample 'b'"):
+            list(stream)
+    assert builder.keys == ["a", "b"]
+
+
+def test_an_observer_of_a_pass_that_was_left_sees_no_other_pass(shards: Path) -> None:
+    builder = Builder()
+    stream = stream_of(shards).tee(builder)
+    next(iter(stream))
+    stream.set_epoch(2)
+    assert len(list(stream)) == 24
+    assert builder.keys == ["P00"]
+    assert builder.num_finished == 0
+
+
+def test_an_observer_waits_for_the_pass_that_comes_first(shards: Path) -> None:
+    builder = Builder()
+    stream = stream_of(shards).tee(builder)
+    stream.set_epoch(2)
+    list(stream)
+    stream.set_epoch(0)
+    list(stream)
+    assert (len(builder.keys), builder.num_finished) == (24, 1)
+
+
+def test_an_iterator_ends_with_its_pass_though_another_one_ended_it(shards: Path) -> None:
+    stream = stream_of(shards)
+    first = iter(stream)
+    next(first)
+    assert len(list(stream)) == 23
+    assert list(first) == []
+    assert len(list(stream)) == 24
+
+
+def test_an_iterator_made_before_a_move_gives_nothing_of_what_follows(shards: Path) -> None:
+    stream = stream_of(shards)
+    before = iter(stream)
+    stream.set_epoch(1)
+    with pytest.raises(BalanceError, match="moved this stream"):
+        next(before)
+    assert len(list(stream)) == 24
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_what_passed_by_stays_so_whatever_pass_is_set(shards: Path, on_error: OnError) -> None:
+    stream = sb.stream(io.BytesIO((shards / "s-0.tar").read_bytes()), on_error=on_error)
+    assert len(list(stream)) == 6
+    stream.set_epoch(5)
+    with pytest.raises(ConfigError, match="passed by once"):
+        list(stream)

@@ -8,7 +8,8 @@ from collections import Counter
 import pytest
 
 from streaming_balance.stream.shuffle import Shuffle
-from streaming_balance.stream.stages import ITEM_BYTES
+from streaming_balance.stream.stages import ITEM_BYTES, BareItem
+from streaming_balance.stream.tallies import MOST_CLASSES
 from tests.stream.labelled import Sample, flat, samples
 
 
@@ -65,3 +66,18 @@ def test_samples_without_a_label_are_shuffled_and_counted() -> None:
     assert (stats["read"], stats["delivered"]) == (3, 3)
     assert stats["classes"].keys() == {"a"}
     assert stats["classes"]["a"]["wanted_share"] is None
+
+
+def test_labels_that_differ_from_sample_to_sample_take_no_memory() -> None:
+    run = Shuffle(4 * ITEM_BYTES).begin()
+    for number in range(3 * MOST_CLASSES):
+        run.feed(BareItem(f"P{number}", f"caption {number}"))
+    stats = run.stats()
+    assert len(stats["classes"]) == MOST_CLASSES
+    again = Shuffle(4 * ITEM_BYTES).begin()
+    again.load_state_dict(run.state_dict(lambda item: item), lambda item: item)
+    assert again.stats() == stats
+    run.finish()
+    again.finish()
+    assert run.stats() == again.stats()
+    assert run.stats()["read"] == run.stats()["delivered"] == 3 * MOST_CLASSES
