@@ -7,7 +7,7 @@ leave the stream.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -72,23 +72,73 @@ def finished(sample: StreamSample | DictItem, finishers: tuple[Finisher, ...]) -
     return fields
 
 
-def collated(samples: Sequence[Fields]) -> Fields:
+def collated(samples: Iterable[Fields], count: int) -> Fields:
     """Put samples together, name by name.
 
     Args:
-        samples: at least one.
+        samples: at least one. Each is copied into the batch before the next is asked for, so that
+            arrays of one sample at a time are in memory beside it.
+        count: how many there are.
 
     Returns:
         A stacked array where all samples have arrays of one shape, an array of numbers where all
         are numbers, a list otherwise; None in it where a sample has no such field.
 
     Examples:
-        >>> batch = collated([{"cls": 1, "__key__": "P1"}, {"cls": 0, "__key__": "P2"}])
+        >>> batch = collated([{"cls": 1, "__key__": "P1"}, {"cls": 0, "__key__": "P2"}], 2)
         >>> batch["cls"].tolist(), batch["__key__"]
         ([1, 0], ['P1', 'P2'])
     """
-    names = dict.fromkeys(name for sample in samples for name in sample)
-    return {name: _together([sample.get(name) for sample in samples]) for name in names}
+    columns: dict[str, _Column] = {}
+    for number, sample in enumerate(samples):
+        for name, value in sample.items():
+            if name not in columns:
+                columns[name] = _Column(count)
+            columns[name].put(number, value)
+    return {name: column.together() for name, column in columns.items()}
+
+
+class _Column:
+    """One field of the samples of a batch.
+
+    Args:
+        count: samples in the batch.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._values: list[Any] = [None] * count
+        self._dtype: np.dtype[Any] | None = None
+        self._stacked: np.ndarray[Any, Any] | None = None
+        self._num_stacked = 0
+
+    def put(self, number: int, value: Any) -> None:  # noqa: ANN401 - whatever the field holds
+        """Take in a sample's value; arrays of one shape are copied at once."""
+        if isinstance(value, np.ndarray) and number == self._num_stacked:
+            if number == 0:
+                self._dtype = value.dtype
+                # As `numpy.stack` does: in the byte order of this machine.
+                dtype = np.result_type(value.dtype)
+                self._stacked = np.empty((len(self._values), *value.shape), dtype)
+            stacked = self._stacked
+            assert stacked is not None
+            if (value.shape, value.dtype) == (stacked.shape[1:], self._dtype):
+                stacked[number] = value
+                self._num_stacked += 1
+                return
+        self._values[number] = value
+
+    def together(self) -> Any:  # noqa: ANN401 - an array or a list
+        """Give one array of arrays of one shape, or of numbers; a list of anything else."""
+        values, stacked = self._values, self._stacked
+        if stacked is not None:
+            if self._num_stacked == len(values):
+                return stacked
+            # One is another shape: each gets memory of its own.
+            values[: self._num_stacked] = [row.copy() for row in stacked[: self._num_stacked]]
+            return values
+        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+            return np.array(values)
+        return values
 
 
 def _read_in_place(sample: StreamSample) -> Fields:
@@ -127,16 +177,6 @@ def _decoded_member(name: str, stored: bytes) -> Any:  # noqa: ANN401 - whatever
         text = stored.decode().strip()
         return int(text) if text.removeprefix("-").isdecimal() else text
     return stored.decode() if kind == "txt" else stored
-
-
-def _together(values: list[Any]) -> Any:  # noqa: ANN401 - an array or a list
-    """Stack arrays of one shape and numbers; anything else is a list."""
-    if all(isinstance(value, np.ndarray) for value in values):
-        kinds = {(value.shape, value.dtype) for value in values}
-        return np.stack(values) if len(kinds) == 1 else values
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        return np.array(values)
-    return values
 
 
 def _place_of(fields: Fields) -> str:

@@ -311,8 +311,8 @@ def stream(
 
 def _finished(recipe: Recipe, going: list[DictItem]) -> Fields:
     """Give one output of some samples."""
-    samples = [finished(item, recipe.finishers) for item in going]
-    return collated(samples) if recipe.gives_batches else samples[0]
+    samples = (finished(item, recipe.finishers) for item in going)
+    return collated(samples, len(going)) if recipe.gives_batches else next(samples)
 
 
 def _first_epoch(state: Mapping[str, Any]) -> int:

@@ -92,8 +92,9 @@ class StreamRun:
             empty_passes += 1
             if read_none or empty_passes > MOST_EMPTY_PASSES:
                 raise self._gives_nothing(read_none=read_none)
-        samples = [finished(sample, self.recipe.finishers) for sample in self._going]
-        output = collated(samples) if self.recipe.gives_batches else samples[0]
+        samples = (finished(sample, self.recipe.finishers) for sample in self._going)
+        gives_batches = self.recipe.gives_batches
+        output = collated(samples, len(self._going)) if gives_batches else next(samples)
         self.num_delivered += len(self._going)
         self._going = []
         return output

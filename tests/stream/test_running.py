@@ -6,6 +6,7 @@ import gzip
 import io
 import itertools
 import json
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -403,3 +404,48 @@ def test_what_passed_by_stays_so_whatever_pass_is_set(shards: Path, on_error: On
     stream.set_epoch(5)
     with pytest.raises(ConfigError, match="passed by once"):
         list(stream)
+
+
+def stored(array: np.ndarray[Any, Any]) -> bytes:
+    """What numpy writes of an array."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def test_a_batch_is_filled_sample_by_sample(tmp_path: Path) -> None:
+    volume = stored(np.zeros((512, 1024), np.int16))
+    tar = tar_of({f"P{n}.npy": volume for n in range(8)})
+    (tmp_path / "s-0.tar").write_bytes(tar)
+    tracemalloc.start()
+    try:
+        batch = next(iter(sb.stream(tmp_path / "s-0.tar", label=None).decode().batch(8)))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert batch["npy"].shape == (8, 512, 1024)
+    # The batch, the sample that is being read, and the one that was copied last.
+    assert peak < (8 + 3) * len(volume)
+
+
+@pytest.mark.parametrize("odd", [0, 1, 3])
+@pytest.mark.parametrize("value", [np.ones((2, 3), np.int16), np.ones((2, 2), np.int32), 5, None])
+def test_arrays_that_differ_stay_apart_in_a_batch(odd: int, value: Any) -> None:
+    samples = [
+        {"__key__": f"P{n}", "cls": n, "npy": np.full((2, 2), n, np.int16)} for n in range(4)
+    ]
+    samples[odd]["npy"] = value
+    batch = next(iter(sb.stream([]).batch(4)(samples)))
+    assert isinstance(batch["npy"], list)
+    given = [sample["npy"] for sample in samples]
+    for one, found in zip(given, batch["npy"], strict=True):
+        assert np.array_equal(found, one)
+        assert not isinstance(found, np.ndarray) or found.base is None
+    assert batch["cls"].tolist() == [0, 1, 2, 3]
+
+
+def test_a_batch_has_the_byte_order_of_the_machine() -> None:
+    samples = [{"__key__": f"P{n}", "cls": n, "npy": np.array([n], ">i2")} for n in range(2)]
+    batch = next(iter(sb.stream([]).batch(2)(samples)))
+    assert batch["npy"].dtype.isnative
+    assert batch["npy"].tolist() == [[0], [1]]
