@@ -437,7 +437,7 @@ def test_arrays_that_differ_stay_apart_in_a_batch(odd: int, value: Any) -> None:
     samples[odd]["npy"] = value
     batch = next(iter(sb.stream([]).batch(4)(samples)))
     assert isinstance(batch["npy"], list)
-    given = [sample["npy"] for sample in samples]
+    given: list[Any] = [sample["npy"] for sample in samples]
     for one, found in zip(given, batch["npy"], strict=True):
         assert np.array_equal(found, one)
         assert not isinstance(found, np.ndarray) or found.base is None
