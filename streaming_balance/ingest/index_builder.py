@@ -99,7 +99,7 @@ class IndexBuilder:
         self._fields: set[str] = set()
 
     def begin(self, shards: Iterable[str]) -> None:
-        """Number samples by the order of these shards, whatever the order they come in."""
+        """List shards in this order, whatever the order their samples come in."""
         for path in shards:
             # Whoever reads a shard that is not there says so.
             if Path(path).exists():
@@ -160,8 +160,7 @@ class IndexBuilder:
             SplitError: a patient, or the same voxels, would stand in two splits.
             ShardError: nothing was found, a shard was changed, or the disk is full or failing.
         """
-        order = {name: number for number, name in enumerate(self._shards)}
-        found = sorted(self._found.values(), key=lambda one: (order[one.shard], one.offset))
+        found = list(self._found.values())
         if not found:
             raise ShardError(
                 "nothing to index: no sample was found. Members need names such as P1.npy and "

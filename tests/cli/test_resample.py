@@ -185,6 +185,7 @@ def test_an_index_of_what_is_read_is_written_on_the_way(
         assert answer.status == 0, answer.err
         shards = sb.open_shards(teed)
         assert shards.digest == expected.digest
+        assert folder_bytes(teed) == folder_bytes(tmp_path / "index")
         assert shards.keys("train").tolist() == expected.keys("train").tolist()
         with sb.train_loader(shards, global_batch_size=4, balance="class_balanced") as loader:
             assert Counter(next(iter(loader))["label"].tolist()) == {0: 2, 1: 2}
