@@ -234,6 +234,11 @@ class TarFolder:
                 f"{url}: sample {key!r} would be written as {written!r}, but so was another one. "
                 f"Copies are called KEY__copy1, KEY__copy2, ...: rename the sample of that name."
             )
+        if self._source_keys.num_forgotten or self._names.num_forgotten:
+            raise ShardError(
+                f"{url}: sample {key!r} is one more than the {len(self._names):,} whose keys are "
+                f"told apart in one folder. Resample parts of the shards, each to its own folder."
+            )
         return written
 
     def _close_tar(self) -> None:

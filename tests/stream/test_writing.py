@@ -10,12 +10,15 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 import webdataset
 
 from streaming_balance.errors import ConfigError, ShardError
+from streaming_balance.stream import writing
+from streaming_balance.stream.seen import SeenKeys
 from streaming_balance.stream.writing import RECORD_NAME, TarFolder
 
 SAMPLES: list[dict[str, object]] = [
@@ -204,6 +207,17 @@ def test_what_a_killed_run_was_about_to_replace_is_not_lost(tmp_path: Path) -> N
         folder.publish({})
     assert names_in(out) == [RECORD_NAME, "train-000000.tar"]
     assert names_in(tmp_path) == ["out"]
+
+
+def test_more_samples_than_can_be_told_apart_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "SeenKeys", partial(SeenKeys, max_bytes=16 << 10))
+    samples = [{"__key__": f"P{number}", "cls": b"1"} for number in range(769)]
+    write(tmp_path / "most", samples[:768])
+    with pytest.raises(ShardError, match="sample 'P768' is one more than the 768 whose keys"):
+        write(tmp_path / "more", samples)
+    assert names_in(tmp_path) == ["most"]
 
 
 def test_two_writers_of_one_folder_do_not_mix(tmp_path: Path) -> None:
